@@ -1,0 +1,115 @@
+"""Building a new store beside its destination: it takes its name whole, or not at all."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shardstore import files
+from shardstore.errors import DestinationError
+from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest, encode_document, load_manifest
+from shardstore.version import __version__
+
+Mode = Literal["create", "overwrite"]
+MODES: tuple[Mode, ...] = ("create", "overwrite")
+
+
+@dataclass
+class Build:
+    """A store that is being built.
+
+    Attributes:
+        directory: where its files go, until `commit` gives the directory the destination's name.
+        destination: that name.
+        mode: whether the name must be free (`"create"`) or its store is replaced (`"overwrite"`).
+    """
+
+    directory: Path
+    destination: Path
+    mode: Mode
+
+    def commit(
+        self, rows: int, shard_rows: int, columns: Mapping[str, ColumnEntry], sources: Mapping[str, Any]
+    ) -> None:
+        """Write the metadata of finished columns and give the store its name."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        provenance = {"tool": f"shardstore {__version__}", "created": now, "sources": dict(sources)}
+        manifest = Manifest(str(uuid.uuid4()), 1, rows, shard_rows, columns, provenance)
+        with explained_errors(self.destination):
+            for name, document in manifest.array_documents().items():
+                files.write_file(self.directory / name / METADATA_FILE, encode_document(document))
+            files.write_file(self.directory / METADATA_FILE, encode_document(manifest.group_document()))
+            if self.mode == "overwrite" and self.destination.exists():
+                files.swap_directory(self.directory, self.destination)
+                return
+            try:
+                files.publish_directory(self.directory, self.destination)
+            except FileExistsError:
+                raise _exists(self.destination) from None
+
+
+def check_destination(destination: Path, mode: Mode) -> None:
+    """Raise `DestinationError` if a store cannot be written to `destination`."""
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; expected {' or '.join(map(repr, MODES))}")
+    if not os.path.lexists(destination):
+        return
+    if mode == "create":
+        raise _exists(destination)
+    if destination.is_symlink() or not destination.is_dir():
+        raise DestinationError(f"{destination}: not a directory; overwrite replaces only a shardstore store")
+    if any(destination.iterdir()):
+        try:
+            load_manifest(destination)
+        except Exception as error:
+            raise DestinationError(
+                f"{destination}: overwrite replaces only a shardstore store, and this is none that can be read "
+                f"({error}); remove it yourself if you are sure"
+            ) from None
+
+
+@contextmanager
+def building(destination: Path, mode: Mode) -> Iterator[Build]:
+    """Open a build of a new store; whatever way it is left without a commit, nothing stays behind.
+
+    Raises:
+        DestinationError: if `destination` cannot be used.
+    """
+    check_destination(destination, mode)
+    with explained_errors(destination):
+        directory = files.partial_directory(destination)
+    try:
+        yield Build(directory, destination, mode)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def explained_errors(destination: Path) -> Iterator[None]:
+    """Turn what the system says while a store is written into a `DestinationError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(destination.parent).free
+            raise DestinationError(
+                f"no space left for {destination}: {free:,} bytes are free there; nothing was kept of the attempt"
+            ) from error
+        if error.errno in _REFUSALS:
+            raise DestinationError(f"cannot write {destination}: {error.strerror} ({error.filename})") from error
+        raise
+
+
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+def _exists(destination: Path) -> DestinationError:
+    return DestinationError(f"{destination} exists already: choose another name, or overwrite it")

@@ -1,0 +1,57 @@
+"""A cache within a memory budget."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class BoundedCache(Generic[_Key, _Value]):
+    """Keeps the values used last, up to a total size. Safe to use from several threads, and after a fork."""
+
+    def __init__(self, max_size: int, size_of: Callable[[_Value], int]) -> None:
+        self._max_size = max_size
+        self._size_of = size_of
+        self._size = 0
+        self._values: OrderedDict[_Key, _Value] = OrderedDict()
+        self._lock = threading.Lock()
+        _caches.add(self)
+
+    def get(self, key: _Key, load: Callable[[_Key], _Value]) -> _Value:
+        """Return the value of `key`, which `load` makes if it is not here."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = load(key)  # outside the lock: threads load different values at the same time
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self._size += self._size_of(value)
+            while self._size > self._max_size and len(self._values) > 1:
+                _, dropped = self._values.popitem(last=False)
+                self._size -= self._size_of(dropped)
+        return value
+
+    def renew_lock(self) -> None:
+        """Make a new lock: in the child of a fork, a thread that no longer exists may hold the old one."""
+        self._lock = threading.Lock()
+
+
+_caches: weakref.WeakSet[BoundedCache[Any, Any]] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for cache in _caches:
+        cache.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -1,0 +1,114 @@
+"""Codecs: how one chunk's bytes are stored, in our own words and in Zarr's.
+
+A codec is written `"raw"`, `"zstd"`, `"zstd:LEVEL"`, `"blosc:CNAME"` or `"blosc:CNAME:LEVEL"`. No compressed
+chunk is ever stored without a checksum of its own: zstd carries one in its frame, blosc is followed by a CRC32C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.checksum import CHECKSUM_NBYTES, crc32c
+from shardstore.errors import SchemaError
+
+BLOSC_CNAMES = ("lz4", "lz4hc", "blosclz", "zstd", "zlib")
+_FORMS = '"raw", "zstd", "zstd:1" to "zstd:22", or "blosc:CNAME" with CNAME one of ' + ", ".join(BLOSC_CNAMES)
+_DEFAULT_LEVEL = {"raw": 0, "zstd": 3, "blosc": 5}
+_LEVELS = {"raw": range(1), "zstd": range(1, 23), "blosc": range(10)}
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How the chunks of one column are stored.
+
+    Attributes:
+        kind: `"raw"`, `"zstd"` or `"blosc"`.
+        cname: blosc's inner compressor; empty for the other kinds.
+        level: compression level.
+    """
+
+    kind: str
+    cname: str
+    level: int
+
+    @classmethod
+    def parse(cls, text: str) -> Codec:
+        """Read a codec's written form; raise `SchemaError` if it is none."""
+        kind, *rest = text.split(":")
+        known = kind in _LEVELS
+        cname = rest.pop(0) if kind == "blosc" and rest else "lz4" if kind == "blosc" else ""
+        try:
+            level = int(rest.pop(0)) if rest else _DEFAULT_LEVEL.get(kind, 0)
+        except ValueError:
+            known = False
+        if not known or rest or level not in _LEVELS[kind] or (kind == "blosc" and cname not in BLOSC_CNAMES):
+            raise SchemaError(f"unknown codec {text!r}: expected {_FORMS}")
+        return cls(kind, cname, level)
+
+    def __str__(self) -> str:
+        name = f"{self.kind}:{self.cname}" if self.cname else self.kind
+        return name if self.level == _DEFAULT_LEVEL[self.kind] else f"{name}:{self.level}"
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether a chunk's stored bytes are its rows' bytes."""
+        return self.kind == "raw"
+
+    @cached_property
+    def _compressor(self) -> Any:
+        import numcodecs  # 50 ms that raw stores need not pay
+
+        if self.kind == "zstd":
+            return numcodecs.Zstd(level=self.level, checksum=True)
+        return numcodecs.Blosc(cname=self.cname, clevel=self.level, shuffle=numcodecs.Blosc.SHUFFLE)
+
+    def encode(self, chunk: NDArray[Any]) -> bytes:
+        """Return the stored bytes of a whole C-contiguous chunk."""
+        if self.is_raw:
+            return chunk.tobytes()
+        stored = bytes(self._compressor.encode(chunk))
+        if self.kind == "blosc":
+            stored += crc32c(stored).to_bytes(CHECKSUM_NBYTES, "little")
+        return stored
+
+    def decode_into(self, stored: bytes, out: NDArray[Any]) -> None:
+        """Decode one chunk's stored bytes into `out`, a whole C-contiguous chunk; raise `ValueError` if damaged."""
+        if self.kind == "blosc":
+            stored, tail = stored[:-CHECKSUM_NBYTES], stored[-CHECKSUM_NBYTES:]
+            if crc32c(stored) != int.from_bytes(tail, "little"):
+                raise ValueError("the chunk's CRC32C does not match its bytes")
+        try:
+            if self.is_raw:
+                out.reshape(-1).view(np.uint8)[:] = np.frombuffer(stored, np.uint8)
+            else:
+                self._compressor.decode(stored, out=out)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"the {self.kind} chunk does not decode: {error}") from error
+
+    def zarr_codecs(self, itemsize: int) -> list[dict[str, Any]]:
+        """Return the Zarr v3 codec chain of one chunk whose items have `itemsize` bytes."""
+        chain: list[dict[str, Any]] = [bytes_codec(itemsize)]
+        if self.kind == "zstd":
+            chain.append({"name": "zstd", "configuration": {"level": self.level, "checksum": True}})
+        elif self.kind == "blosc":
+            configuration = {
+                "cname": self.cname,
+                "clevel": self.level,
+                "shuffle": "shuffle",
+                "typesize": itemsize,
+                "blocksize": 0,
+            }
+            chain += [{"name": "blosc", "configuration": configuration}, {"name": "crc32c"}]
+        return chain
+
+
+def bytes_codec(itemsize: int) -> dict[str, Any]:
+    """Return Zarr's array-to-bytes codec; single bytes have no order to name."""
+    if itemsize == 1:
+        return {"name": "bytes"}
+    return {"name": "bytes", "configuration": {"endian": "little"}}

@@ -1,0 +1,82 @@
+"""Directories and documents that appear whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import uuid
+from pathlib import Path
+
+
+def fsync_directory(path: Path) -> None:
+    """Bring a directory's entries to disk (Windows has no such call and needs none)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file so that at any moment either the old bytes or the new ones stand under its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def partial_directory(destination: Path) -> Path:
+    """Return a new, empty directory beside `destination`, in which a tree can be built before it gets that name."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    path = destination.with_name(f"{destination.name}.partial-{uuid.uuid4().hex[:8]}")
+    path.mkdir()
+    return path
+
+
+def publish_directory(partial: Path, destination: Path) -> None:
+    """Give a finished directory its name, which must be free; raise `FileExistsError` if it is not."""
+    # rename() would silently replace an empty directory.
+    if destination.exists():
+        raise FileExistsError(destination)
+    try:
+        partial.rename(destination)
+    except OSError as error:
+        if destination.exists():
+            raise FileExistsError(destination) from error
+        raise
+    fsync_directory(destination.parent)
+
+
+def swap_directory(partial: Path, destination: Path) -> None:
+    """Put a finished directory in the place of `destination`, and remove the old one.
+
+    On Linux the two change names in one step; elsewhere there is an instant in which the name is free.
+    """
+    old = partial
+    if not _exchange(partial, destination):
+        old = destination.with_name(f"{destination.name}.replaced-{uuid.uuid4().hex[:8]}")
+        destination.rename(old)
+        partial.rename(destination)
+    fsync_directory(destination.parent)
+    shutil.rmtree(old)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names with renameat2(2); return False where the system or the file system has no such call."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_fdcwd, exchange = -100, 2
+    return rename is not None and rename(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), exchange) == 0

@@ -1,0 +1,201 @@
+"""`ingest`: convert `.npy` and `.npz` files into a new store.
+
+Each shard of each column is one piece of work: it maps the files whose rows it needs and copies them block by
+block, with checksums on the way, so memory depends neither on the files nor on their number.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from shardstore.building import Mode, building, check_destination, explained_errors
+from shardstore.columns import ColumnWriter, column_entry
+from shardstore.errors import DestinationError
+from shardstore.progress import Advance, byte_progress
+from shardstore.schema import DEFAULT_SHARD_BYTES, ColumnLayout, plan_layouts
+from shardstore.shardfile import ShardRecord
+from shardstore.sources.inputs import Inputs, Part, collect_inputs
+from shardstore.sources.paths import Paths, is_directory_source, order_note
+from shardstore.store import Store, open_store
+
+BLOCK_BYTES = 2 << 20
+_log = logging.getLogger("shardstore")
+
+
+def ingest(
+    sources: Paths | Mapping[str, Paths],
+    dest: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    codec: str | Mapping[str, str] = "raw",
+    shard_bytes: int | str = DEFAULT_SHARD_BYTES,
+    chunk_bytes: int | str | None = None,
+    workers: int | Executor | None = None,
+    mode: Mode = "create",
+    progress: bool | None = None,
+) -> Store:
+    """Convert files into a new store and return it, opened.
+
+    Args:
+        sources: a file, a glob, a directory, or a list of them: a list in the order given, a glob or directory in
+            natural order (part-2 before part-10). Or by column name those of parallel files, which must agree in
+            rows file by file. A plain `.npy` becomes the column `data`; the keys of an `.npz` and the fields of a
+            structured array become columns.
+        dest: the store's directory. It appears whole at the end, or not at all.
+        split: how to cut each array's last axis into columns, such as `"x=:-1,y=-1@int64"`; see
+            `shardstore.sources.split`.
+        codec: one codec for all columns, or one per column: `"raw"`, `"zstd"`, `"zstd:9"`, `"blosc:lz4"`.
+        shard_bytes: target size of the widest column's shard files.
+        chunk_bytes: target size of a decoded chunk; by default 256 KiB raw and 64 KiB compressed.
+        workers: a number of threads, or any `concurrent.futures.Executor`, whose workers must see the same files.
+        mode: `"create"` (`dest` must not exist) or `"overwrite"` (replaces the store there).
+        progress: whether to draw a progress bar; None draws one on a terminal.
+
+    Raises:
+        SourceError: if a file is missing, damaged, or does not fit the others, or a cast would change a value.
+        SchemaError: if split, names, dtypes or codecs do not make columns.
+        DestinationError: if `dest` cannot be used, or its disk is full.
+    """
+    destination = Path(dest)
+    check_destination(destination, mode)
+    inputs = collect_inputs(sources, split)
+    _check_apart(inputs, sources, destination)
+    if (note := order_note(inputs.files)) and not isinstance(sources, Mapping):
+        _log.info(note)
+    layouts = plan_layouts(inputs.fields, codec, shard_bytes, chunk_bytes)
+    with building(destination, mode) as build:
+        tasks = [task for name in layouts for task in _tasks(build.directory, layouts[name], inputs.parts[name])]
+        with byte_progress("ingest", inputs.nbytes, progress) as advance, explained_errors(destination):
+            records = _run(tasks, workers, advance)
+        entries = {
+            name: column_entry(layout, [r for t in tasks if t.layout is layout for r in records[t]])
+            for name, layout in layouts.items()
+        }
+        shard_rows = next(iter(layouts.values())).shard_rows
+        build.commit(inputs.rows, shard_rows, entries, inputs.provenance())
+    return open_store(destination)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardTask:
+    """A run of a column's shards to write. Picklable, so that any executor can take it.
+
+    Attributes:
+        directory: the store that is being built.
+        layout: the column's layout.
+        parts: the parts whose rows it needs.
+        start: the task's first row, counted from the first row of `parts`.
+        stop: one past its last row.
+        first_shard: number of the first shard to write.
+    """
+
+    directory: Path
+    layout: ColumnLayout
+    parts: tuple[Part, ...]
+    start: int
+    stop: int
+    first_shard: int
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded bytes to write."""
+        return (self.stop - self.start) * self.layout.field.row_nbytes
+
+    def run(self, advance: Advance, cancelled: threading.Event | None = None) -> list[ShardRecord]:
+        """Write the shards and return their records; stop early, with no record, once `cancelled` is set."""
+        block_rows = max(1, BLOCK_BYTES // max(1, self.layout.field.row_nbytes))
+        with ColumnWriter(self.directory, self.layout, self.first_shard) as column:
+            first = 0
+            for part in self.parts:
+                start, stop = max(0, self.start - first), min(part.rows, self.stop - first)
+                first += part.rows
+                for block in part.read(start, stop, block_rows) if start < stop else ():
+                    if cancelled is not None and cancelled.is_set():
+                        return []
+                    column.append(block)
+                    advance(block.nbytes)
+            return column.finish()
+
+
+def _run_quietly(task: ShardTask) -> list[ShardRecord]:
+    return task.run(lambda nbytes: None)
+
+
+def _tasks(directory: Path, layout: ColumnLayout, parts: list[Part]) -> Iterator[ShardTask]:
+    """Cut a column's work into one task per shard, or into a single one where the sources come as streams."""
+    ends = list(accumulate(part.rows for part in parts))
+    rows = ends[-1]
+    if not layout.field.row_nbytes:
+        return
+    if any(part.array.sequential for part in parts):
+        yield ShardTask(directory, layout, tuple(parts), 0, rows, 0)
+        return
+    first = 0  # the first part with rows in the shard; it only moves forward
+    for shard in range(layout.num_shards(rows)):
+        start = shard * layout.shard_rows
+        stop = start + layout.rows_in_shard(shard, rows)
+        while ends[first] <= start:
+            first += 1
+        last = first
+        while ends[last] < stop:
+            last += 1
+        before = ends[first] - parts[first].rows
+        yield ShardTask(directory, layout, tuple(parts[first : last + 1]), start - before, stop - before, shard)
+
+
+def _run(
+    tasks: list[ShardTask], workers: int | Executor | None, advance: Advance
+) -> dict[ShardTask, list[ShardRecord]]:
+    cancelled = threading.Event()
+    with _executor(workers) as (executor, ours):
+        futures: dict[Future[list[ShardRecord]], ShardTask] = {}
+        try:
+            for task in tasks:
+                future = executor.submit(task.run, advance, cancelled) if ours else executor.submit(_run_quietly, task)
+                futures[future] = task
+            for future in as_completed(futures):
+                future.result()
+                if not ours:
+                    advance(futures[future].nbytes)
+        finally:
+            # On an error or an interrupt: nothing may write into the directory once it is being removed.
+            cancelled.set()
+            for future in futures:
+                future.cancel()
+            wait(futures)
+        return {task: future.result() for future, task in futures.items()}
+
+
+@contextmanager
+def _executor(workers: int | Executor | None) -> Iterator[tuple[Executor, bool]]:
+    """Give the executor to use, and whether it is one of our own threads."""
+    if isinstance(workers, Executor):
+        yield workers, False
+        return
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; expected at least 1, or an Executor")
+    # More threads than cores: while one waits for the disk to take a finished shard, another copies.
+    with ThreadPoolExecutor(workers or min(8, (os.cpu_count() or 1) + 2), "shardstore-ingest") as executor:
+        yield executor, True
+
+
+def _check_apart(inputs: Inputs, sources: Paths | Mapping[str, Paths], destination: Path) -> None:
+    """Refuse a destination inside a source folder, and sources inside a store that would be replaced."""
+    target = destination.resolve()
+    groups = list(sources.values()) if isinstance(sources, Mapping) else [sources]
+    for group in groups:
+        for source in [group] if isinstance(group, str | os.PathLike) else group:
+            folder = Path(source).resolve()
+            if is_directory_source(source) and (target == folder or folder in target.parents):
+                raise DestinationError(f"{destination} lies inside the source folder {source}: choose a place outside")
+    for file in inputs.files:
+        if target in file.resolve().parents:
+            raise DestinationError(f"the source {file} lies inside {destination}, which would be replaced")

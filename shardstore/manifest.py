@@ -1,0 +1,249 @@
+"""The manifest, and the Zarr v3 metadata documents that carry it.
+
+A store's group `zarr.json` holds the manifest in `attributes["shardstore"]` and the metadata of every array in
+`consolidated_metadata`. Both follow from one `Manifest`: the documents are written from it, and what is read is
+checked against it, so that no part of them can be damaged unseen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.checksum import crc32c
+from shardstore.codecs import Codec, bytes_codec
+from shardstore.errors import CorruptionError, FormatError, SchemaError
+from shardstore.schema import ColumnLayout, Field
+from shardstore.shardfile import ShardRecord
+
+FORMAT_VERSION = 1
+METADATA_FILE = "zarr.json"
+_ATTRIBUTE = "shardstore"
+
+
+@dataclass(frozen=True)
+class ColumnEntry:
+    """One column of a store: how it is cut, and the size and footer checksum of each of its shard files.
+
+    Attributes:
+        layout: field, codec, shard and chunk rows.
+        nbytes: int64 `(shards,)`, each shard file's size.
+        footer_crc32c: int64 `(shards,)`, each footer's CRC32C.
+    """
+
+    layout: ColumnLayout
+    nbytes: NDArray[np.int64]
+    footer_crc32c: NDArray[np.int64]
+
+    def record(self, shard: int) -> ShardRecord:
+        """Return what is known of one shard file."""
+        return ShardRecord(int(self.nbytes[shard]), int(self.footer_crc32c[shard]))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a reader knows of a store before it opens a shard file.
+
+    Attributes:
+        store_id: a UUID4, given once when the store is created.
+        generation: 1 for a new store; every commit counts it up.
+        rows: rows of the store.
+        shard_rows: rows of every shard but the last.
+        columns: by name, in order.
+        provenance: where the rows came from, as plain JSON values.
+    """
+
+    store_id: str
+    generation: int
+    rows: int
+    shard_rows: int
+    columns: Mapping[str, ColumnEntry]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def group_document(self) -> dict[str, Any]:
+        """Return the group's `zarr.json`."""
+        body = self._body()
+        return {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {_ATTRIBUTE: {**body, "crc32c": _json_crc32c(body)}},
+            "consolidated_metadata": {
+                "kind": "inline",
+                "must_understand": False,
+                "metadata": self.array_documents(),
+            },
+        }
+
+    def array_documents(self) -> dict[str, dict[str, Any]]:
+        """Return the `zarr.json` of every array, by its path within the store."""
+        return {name: _array_document(entry.layout, self.rows) for name, entry in self.columns.items()}
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "store_id": self.store_id,
+            "generation": self.generation,
+            "rows": self.rows,
+            "shard_rows": self.shard_rows,
+            "columns": [_column_body(entry) for entry in self.columns.values()],
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_document(cls, document: Any, where: str) -> Manifest:
+        """Read a group's `zarr.json` and check all of it.
+
+        Raises:
+            FormatError: if it is not a store's, or one of a later format version.
+            CorruptionError: if it was damaged after it was written.
+        """
+        try:
+            body = dict(document["attributes"][_ATTRIBUTE])
+            version = body["format_version"]
+        except (TypeError, KeyError, ValueError):
+            raise FormatError(f"{where}: a Zarr group, but not a shardstore store: it has no manifest") from None
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"{where}: the store has format version {version}; this release reads {FORMAT_VERSION}: "
+                "install a newer shardstore"
+            )
+        if body.pop("crc32c", None) != _json_crc32c(body):
+            raise CorruptionError(f"{where}: the manifest does not match its checksum; {_RESTORE}")
+        try:
+            manifest = cls(
+                store_id=str(body["store_id"]),
+                generation=int(body["generation"]),
+                rows=int(body["rows"]),
+                shard_rows=int(body["shard_rows"]),
+                columns=MappingProxyType(
+                    {column["name"]: _read_column(column, body["shard_rows"]) for column in body["columns"]}
+                ),
+                provenance=body["provenance"],
+            )
+        except (TypeError, KeyError, ValueError, SchemaError) as error:
+            raise CorruptionError(f"{where}: the manifest is incomplete or wrong ({error!r}); {_RESTORE}") from error
+        manifest._check(document, where)
+        return manifest
+
+    def _check(self, document: Any, where: str) -> None:
+        for name, entry in self.columns.items():
+            shards = entry.layout.num_shards(self.rows)
+            if len(entry.nbytes) != shards or len(entry.footer_crc32c) != shards:
+                raise CorruptionError(
+                    f"{where}: column {name!r} of {self.rows:,} rows needs {shards} shards, but the manifest "
+                    f"lists {len(entry.nbytes)}; {_RESTORE}"
+                )
+        if document.get("consolidated_metadata", {}).get("metadata") != self.array_documents():
+            raise CorruptionError(f"{where}: the consolidated metadata does not match the manifest; {_RESTORE}")
+
+
+_RESTORE = "restore zarr.json from a copy or ingest again"
+
+
+def load_manifest(store: Path) -> Manifest:
+    """Read the manifest of the store at a directory.
+
+    Raises:
+        FormatError: if there is no store there, or one of a later format version.
+        CorruptionError: if its `zarr.json` is damaged.
+    """
+    path = store / METADATA_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        what = "no zarr.json in it" if store.is_dir() else "no such directory"
+        raise FormatError(f"{store}: not a shardstore store: {what}; expected a directory made by an ingest") from None
+    except NotADirectoryError:
+        raise FormatError(f"{store}: not a shardstore store: it is a file, expected a directory") from None
+    try:
+        document = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptionError(f"{path}: the manifest is not readable JSON ({error}); {_RESTORE}") from None
+    return Manifest.from_document(document, str(path))
+
+
+def encode_document(document: Mapping[str, Any]) -> bytes:
+    """Return a metadata document as the bytes of its file."""
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def _json_crc32c(body: Mapping[str, Any]) -> int:
+    # The canonical form: keys sorted, no white space, everything beyond ASCII escaped. There are no floats in it.
+    return crc32c(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _column_body(entry: ColumnEntry) -> dict[str, Any]:
+    layout, spec = entry.layout, entry.layout.field
+    logical = str(spec.dtype) if spec.dtype.kind in "mM" else "bytes" if spec.dtype.kind == "S" else None
+    return {
+        "name": spec.name,
+        "kind": "fixed",
+        "dtype": spec.stored_dtype.name,
+        "logical": logical,
+        "row_shape": list(spec.stored_row_shape),
+        "codec": str(layout.codec),
+        "chunk_rows": layout.chunk_rows,
+        "shard_nbytes": entry.nbytes.tolist(),
+        "footer_crc32c": entry.footer_crc32c.tolist(),
+    }
+
+
+def _read_column(body: Mapping[str, Any], shard_rows: int) -> ColumnEntry:
+    if body["kind"] != "fixed":
+        raise FormatError(f"column {body['name']!r} is of kind {body['kind']!r}, which this release cannot read")
+    dtype, row_shape, logical = np.dtype(body["dtype"]), tuple(body["row_shape"]), body["logical"]
+    if logical == "bytes":
+        dtype, row_shape = np.dtype(("S", row_shape[-1])), row_shape[:-1]
+    elif logical is not None:
+        dtype = np.dtype(logical)
+    spec = Field.of(body["name"], dtype, row_shape)
+    layout = ColumnLayout(spec, Codec.parse(body["codec"]), int(shard_rows), int(body["chunk_rows"]))
+    if layout.chunk_rows < 1 or layout.shard_rows % layout.chunk_rows:
+        raise ValueError(f"chunks of {layout.chunk_rows} rows do not divide shards of {layout.shard_rows}")
+    return ColumnEntry(layout, np.array(body["shard_nbytes"], np.int64), np.array(body["footer_crc32c"], np.int64))
+
+
+def _array_document(layout: ColumnLayout, rows: int) -> dict[str, Any]:
+    spec = layout.field
+    # Zarr wants chunk dimensions of at least 1, also where the array has none.
+    row_chunk = [max(1, n) for n in spec.stored_row_shape]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [rows, *spec.stored_row_shape],
+        "data_type": spec.stored_dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.shard_rows, *row_chunk]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": _fill_value(spec.stored_dtype),
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [layout.chunk_rows, *row_chunk],
+                    "codecs": layout.codec.zarr_codecs(spec.stored_dtype.itemsize),
+                    "index_codecs": [bytes_codec(8), {"name": "crc32c"}],
+                    "index_location": "end",
+                },
+            }
+        ],
+        "dimension_names": ["row", *(f"{spec.name}_{axis}" for axis in range(1, len(row_chunk) + 1))],
+        "attributes": {},
+    }
+
+
+def _fill_value(dtype: np.dtype[Any]) -> Any:
+    # Chosen so that a foreign reader shows damage: a chunk that Zarr does not find reads as this value.
+    if dtype.kind == "b":
+        return True
+    if dtype.kind == "f":
+        return "NaN"
+    if dtype.kind == "c":
+        return ["NaN", "NaN"]
+    return int(np.iinfo(dtype).max)

@@ -1,0 +1,131 @@
+"""All shard files of a raw column behind one another in one range of addresses.
+
+A range is reserved with a mapping that nothing may touch; each shard file is then mapped over its own part of it.
+The whole column is so one array: slices across shards need no copy, and one `np.take` serves any rows.
+
+A mapping begins at a page. Where a shard's rows are not whole pages, shards are spaced by the next multiple of
+lcm(page, row bytes), and the array has *phantom rows* between them that no row number leads to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PROT_NONE = 0
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+_FAILED = ctypes.c_void_p(-1).value
+
+
+class CannotMapError(Exception):
+    """The system has no such call, or no room for the mappings; plain mappings serve instead."""
+
+
+def spacing_nbytes(shard_nbytes: int, row_nbytes: int) -> int:
+    """Return the distance of shards in the range: whole pages and whole rows."""
+    unit = math.lcm(mmap.ALLOCATIONGRANULARITY, row_nbytes)
+    return -(-shard_nbytes // unit) * unit
+
+
+def map_consecutively(
+    paths: Sequence[Path], open_file: Callable[[int], int], data_nbytes: Sequence[int], spacing: int
+) -> NDArray[np.uint8]:
+    """Map files one behind the other, read-only.
+
+    Args:
+        paths: the files; only their number is used, they are opened by `open_file`.
+        open_file: opens file *i*, checks it, and returns a descriptor.
+        data_nbytes: how many bytes of each file to map, from its beginning.
+        spacing: distance of their beginnings, in bytes; a multiple of the page size, at least each of `data_nbytes`.
+
+    Returns:
+        uint8 `((files - 1) · spacing + data_nbytes[-1],)`, read-only. Bytes between the files must not be touched.
+        The mapping lives as long as any array that shows it.
+
+    Raises:
+        CannotMapError: if the system cannot do this.
+    """
+    count = len(paths)
+    libc_mmap, libc_munmap = _calls()
+    _budget.take(count)
+    length = (count - 1) * spacing + -(-data_nbytes[-1] // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+    reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    base = libc_mmap(None, length, _PROT_NONE, reserve, -1, 0)
+    if base == _FAILED:
+        _budget.give(count)
+        raise CannotMapError(f"no range of {length:,} addresses: {os.strerror(ctypes.get_errno())}")
+    holder = (ctypes.c_ubyte * length).from_address(base)
+    weakref.finalize(holder, _release, libc_munmap, base, length, count).atexit = False
+    for i, nbytes in enumerate(data_nbytes):
+        descriptor = open_file(i)
+        place = base + i * spacing
+        mapped = libc_mmap(place, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
+        error = ctypes.get_errno()
+        os.close(descriptor)
+        if mapped != place:
+            raise CannotMapError(f"cannot map {nbytes:,} bytes of {paths[i]}: {os.strerror(error)}")
+    # A read-only memoryview in between: nobody can make the array writable again, which would end in a signal.
+    return np.frombuffer(memoryview(holder).toreadonly(), np.uint8, (count - 1) * spacing + data_nbytes[-1])
+
+
+def _release(munmap: Any, base: int, length: int, count: int) -> None:
+    munmap(base, length)
+    _budget.give(count)
+
+
+class _Budget:
+    """Keeps this process below half of the mappings that Linux allows it (`vm.max_map_count`, 65,530 by default)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._used = 0
+
+    def take(self, count: int) -> None:
+        with self._lock:
+            # Gaps between files count as mappings too.
+            if 2 * (self._used + count) > max_map_count() // 2:
+                raise CannotMapError(f"{count:,} more shard files would come near vm.max_map_count")
+            self._used += count
+
+    def give(self, count: int) -> None:
+        with self._lock:
+            self._used -= count
+
+
+_budget = _Budget()
+
+
+@cache
+def max_map_count() -> int:
+    """Return how many mappings the system allows a process."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 65_530
+
+
+@cache
+def _calls() -> tuple[Any, Any]:
+    """Return the C library's mmap and munmap."""
+    if os.name != "posix" or ctypes.sizeof(ctypes.c_void_p) < 8:
+        raise CannotMapError("this platform cannot map files at chosen addresses")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong
+    )  # fmt: skip
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc.mmap, libc.munmap

@@ -1,0 +1,238 @@
+"""Readers: rows of one column, from its shard files.
+
+`ContiguousReader` reads raw columns through one mapping of all shards, `ShardwiseReader` through a plain mapping
+per shard where that is impossible, and `ChunkReader` decodes compressed columns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.cache import BoundedCache
+from shardstore.decoding import for_each
+from shardstore.errors import CorruptionError
+from shardstore.manifest import ColumnEntry
+from shardstore.mapping import CannotMapError, map_consecutively, spacing_nbytes
+from shardstore.schema import ColumnLayout
+from shardstore.selection import Rows
+from shardstore.shardfile import RESTORE, Footer, open_shard, read_at, read_footer
+
+
+class Reader(Protocol):
+    """Rows of one column. Row numbers are in range; callers check them."""
+
+    @property
+    def slices_are_views(self) -> bool:
+        """Whether no slice needs a copy."""
+
+    def take(self, rows: Rows, out: NDArray[Any]) -> None:
+        """Copy the given rows, in their order, into the C-contiguous `out`."""
+
+    def slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Return consecutive rows: a read-only view where that needs no copy, else a fresh array."""
+
+
+def open_reader(store: Path, entry: ColumnEntry, rows: int) -> Reader:
+    """Open the reader that suits a column.
+
+    Raises:
+        CorruptionError: if a shard file of a raw column is missing, short or overlong. Compressed columns
+            open their files when rows of them are asked for.
+    """
+    if not rows or not entry.layout.field.row_nbytes:
+        return EmptyReader(entry.layout, rows)
+    if not entry.layout.codec.is_raw:
+        return ChunkReader(store, entry, rows)
+    try:
+        return ContiguousReader(store, entry, rows)
+    except CannotMapError:
+        return ShardwiseReader(store, entry, rows)
+
+
+class EmptyReader:
+    """Reads a column without bytes: no rows, or rows of shape such as `(3, 0)`."""
+
+    slices_are_views = True
+
+    def __init__(self, layout: ColumnLayout, rows: int) -> None:
+        self._array = np.empty((rows, *layout.field.row_shape), layout.field.dtype)
+        self._array.flags.writeable = False
+
+    def take(self, rows: Rows, out: NDArray[Any]) -> None:
+        """There is nothing to copy."""
+
+    def slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Return a view of nothing."""
+        return self._array[start:stop]
+
+
+class ContiguousReader:
+    """Reads a raw column that is mapped as one array."""
+
+    def __init__(self, store: Path, entry: ColumnEntry, rows: int) -> None:
+        layout = entry.layout
+        shards = layout.num_shards(rows)
+        paths = [store / layout.shard_key(shard) for shard in range(shards)]
+        spacing = spacing_nbytes(layout.shard_nbytes, layout.field.row_nbytes)
+        last = layout.rows_in_shard(shards - 1, rows) * layout.field.row_nbytes
+        data_nbytes = [layout.shard_nbytes] * (shards - 1) + [last]
+        nbytes = entry.nbytes.tolist()
+        data = map_consecutively(paths, lambda i: open_shard(paths[i], nbytes[i]), data_nbytes, spacing)
+        self._array = data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
+        self._shard_rows = layout.shard_rows
+        self._phantom_rows = (spacing - layout.shard_nbytes) // layout.field.row_nbytes
+        self.slices_are_views = not self._phantom_rows
+        self._shift = layout.shard_rows.bit_length() - 1
+
+    def take(self, rows: Rows, out: NDArray[Any]) -> None:
+        """Copy the given rows into `out` in one gather."""
+        if self._phantom_rows:
+            rows = rows + (rows >> self._shift) * self._phantom_rows
+        # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
+        np.take(self._array, rows, axis=0, out=out, mode="clip")
+
+    def slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Return a view; only rows on both sides of phantom rows have to be copied."""
+        if not self._phantom_rows:
+            return self._array[start:stop]
+        return _join(
+            self._array[first + shard * self._phantom_rows : last + shard * self._phantom_rows]
+            for shard, first, last in _runs(start, stop, self._shard_rows)
+        )
+
+
+class ShardwiseReader:
+    """Reads a raw column through a mapping per shard, of which it keeps a bounded number."""
+
+    MAX_OPEN = 512
+    slices_are_views = False
+
+    def __init__(self, store: Path, entry: ColumnEntry, rows: int) -> None:
+        self._store = store
+        self._entry = entry
+        self._rows = rows
+        self._maps: BoundedCache[int, NDArray[Any]] = BoundedCache(self.MAX_OPEN, lambda shard: 1)
+        for shard in range(entry.layout.num_shards(rows)):
+            os.close(self._open(shard))
+
+    def _open(self, shard: int) -> int:
+        return open_shard(self._store / self._entry.layout.shard_key(shard), int(self._entry.nbytes[shard]))
+
+    def _map(self, shard: int) -> NDArray[Any]:
+        layout = self._entry.layout
+        shape = (layout.rows_in_shard(shard, self._rows), *layout.field.row_shape)
+        with os.fdopen(self._open(shard), "rb") as file:
+            return np.memmap(file, layout.field.dtype, "r", shape=shape).view(np.ndarray)
+
+    def take(self, rows: Rows, out: NDArray[Any]) -> None:
+        """Copy the given rows, a shard at a time."""
+        for shard, positions, local in _group(rows, self._entry.layout.shard_rows):
+            out[positions] = np.take(self._maps.get(shard, self._map), local, axis=0)
+
+    def slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Return a view; rows of several shards have to be copied."""
+        shard_rows = self._entry.layout.shard_rows
+        return _join(
+            self._maps.get(shard, self._map)[first - shard * shard_rows : last - shard * shard_rows]
+            for shard, first, last in _runs(start, stop, shard_rows)
+        )
+
+
+class ChunkReader:
+    """Reads a compressed column: decodes the chunks that hold the asked-for rows, each once a call."""
+
+    CACHE_NBYTES = 32 << 20
+    slices_are_views = False
+    _FOOTER_CACHE_NBYTES = 32 << 20
+
+    def __init__(self, store: Path, entry: ColumnEntry, rows: int) -> None:
+        self._store = store
+        self._entry = entry
+        self._layout = entry.layout
+        self._rows = rows
+        self._chunks: BoundedCache[int, NDArray[Any]] = BoundedCache(self.CACHE_NBYTES, lambda chunk: chunk.nbytes)
+        self._footers: BoundedCache[int, Footer] = BoundedCache(
+            self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
+        )
+
+    def take(self, rows: Rows, out: NDArray[Any]) -> None:
+        """Copy the given rows, a chunk at a time, on several threads where there are several chunks."""
+
+        def copy(group: tuple[int, Rows, Rows]) -> None:
+            chunk, positions, local = group
+            out[positions] = np.take(self._chunks.get(chunk, self._decode), local, axis=0)
+
+        for_each(copy, list(_group(rows, self._layout.chunk_rows)))
+
+    def slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Decode consecutive rows into a fresh array."""
+        out = np.empty((stop - start, *self._layout.field.row_shape), self._layout.field.dtype)
+
+        def copy(run: tuple[int, int, int]) -> None:
+            chunk, first, last = run
+            before = chunk * self._layout.chunk_rows
+            out[first - start : last - start] = self._chunks.get(chunk, self._decode)[first - before : last - before]
+
+        for_each(copy, list(_runs(start, stop, self._layout.chunk_rows)))
+        return out
+
+    def _decode(self, chunk: int) -> NDArray[Any]:
+        layout = self._layout
+        shard, slot = divmod(chunk, layout.slots)
+        path = self._store / layout.shard_key(shard)
+        # Opened for each read: a descriptor kept for each of thousands of shards would be one too many.
+        descriptor = open_shard(path, int(self._entry.nbytes[shard]))
+        try:
+            footer = self._footers.get(shard, lambda shard: self._read_footer(descriptor, path, shard))
+            begin, end = int(footer.bounds[slot]), int(footer.bounds[slot + 1])
+            stored = read_at(descriptor, end - begin, begin)
+        finally:
+            os.close(descriptor)
+        decoded = np.empty((layout.chunk_rows, *layout.field.row_shape), layout.field.dtype)
+        try:
+            layout.codec.decode_into(stored, decoded.view(layout.field.stored_dtype))
+        except ValueError as error:
+            first = chunk * layout.chunk_rows
+            last = min(first + layout.chunk_rows, self._rows)
+            raise CorruptionError(f"{path}, chunk {slot} (rows {first:,} to {last:,}): {error}; {RESTORE}") from None
+        return decoded
+
+    def _read_footer(self, descriptor: int, path: Path, shard: int) -> Footer:
+        rows = self._layout.rows_in_shard(shard, self._rows)
+        return read_footer(descriptor, path, self._layout, self._entry.record(shard), rows)
+
+
+def _runs(start: int, stop: int, unit: int) -> Iterator[tuple[int, int, int]]:
+    """Cut rows `[start, stop)` at multiples of `unit`: yields number, first row, one past the last row."""
+    while start < stop:
+        number = start // unit
+        end = min(stop, (number + 1) * unit)
+        yield number, start, end
+        start = end
+
+
+def _group(rows: Rows, unit: int) -> Iterator[tuple[int, Rows, Rows]]:
+    """Sort rows into units: yields each unit's number, where its rows stand in `rows`, and the rows within it."""
+    if not len(rows):
+        return
+    numbers = rows // unit
+    order = np.argsort(numbers, kind="stable")
+    numbers = numbers[order]
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    for number, start, stop in zip(numbers[starts].tolist(), starts, [*starts[1:], len(rows)], strict=True):
+        positions = order[start:stop]
+        yield number, positions, rows[positions] - number * unit
+
+
+def _join(pieces: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """Return one piece as the view it is, several as a copy; in both cases not to be written to."""
+    arrays = list(pieces)
+    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    joined.flags.writeable = False
+    return joined

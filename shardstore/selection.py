@@ -1,0 +1,125 @@
+"""Selections: which rows are meant, and the one set of indexing rules for columns, views and stores.
+
+Order and duplicates are kept, negative rows count from the end, a boolean mask has one value per row, and a row
+out of range is an `IndexError` that names it.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some rows of a store, in order: an arithmetic progression (O(1) memory) or an array of row numbers.
+
+    Attributes:
+        start: first row of the progression.
+        step: distance of its rows.
+        count: how many rows there are.
+        rows: int64 `(count,)`, the rows where they are no progression, else None.
+    """
+
+    start: int
+    step: int
+    count: int
+    rows: Rows | None = None
+
+    @classmethod
+    def all(cls, count: int) -> Selection:
+        """Select rows 0 to `count`."""
+        return cls(0, 1, count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the rows follow each other in the store."""
+        return self.rows is None and (self.step == 1 or self.count <= 1)
+
+    def resolve(self, positions: Rows) -> Rows:
+        """Return the store rows at positions of this selection that are known to be in range."""
+        if self.rows is not None:
+            return self.rows[positions]
+        if self.start == 0 and self.step == 1:
+            return positions
+        return positions * self.step + self.start
+
+    def row(self, position: int) -> int:
+        """Return the store row at one position that is known to be in range."""
+        return self.start + position * self.step if self.rows is None else int(self.rows[position])
+
+    def stride(self, start: int, stop: int, step: int = 1) -> Selection:
+        """Return the selection of positions `range(start, stop, step)`, which must be in range."""
+        count = len(range(start, stop, step))
+        if self.rows is not None:
+            picked = self.rows[start : stop if stop >= 0 else None : step]
+            return Selection(0, 1, count, picked)
+        return Selection(self.start + start * self.step, self.step * step, count)
+
+    def pick(self, index: slice | Rows) -> Selection:
+        """Return the selection of a normalised index into this one."""
+        if isinstance(index, slice):
+            return self.stride(*index.indices(self.count))
+        return Selection(0, 1, len(index), self.resolve(index))
+
+
+def normalize(index: Any, count: int) -> int | slice | Rows:
+    """Turn an index into `count` rows into a non-negative int, a slice, or an int64 array of rows in range.
+
+    Args:
+        index: an integer, a slice, a sequence or array of integers, or a boolean mask of length `count`.
+        count: how many rows there are.
+
+    Raises:
+        IndexError: if a row is out of range or a mask has another length.
+        TypeError: if the index is anything else, such as floats or a tuple.
+    """
+    if isinstance(index, slice):
+        return slice(*index.indices(count)) if (index.step or 1) > 0 else index
+    if isinstance(index, bool | np.bool_):
+        raise TypeError(f"a single boolean ({index}) is no row; expected a row number or a mask with one value per row")
+    try:
+        return _in_range(operator.index(index), count)
+    except TypeError:
+        pass
+    if isinstance(index, tuple):
+        raise TypeError("a tuple indexes several axes, but only rows are indexed here: index the result again")
+    if not isinstance(index, list | range | np.ndarray) and not hasattr(index, "__array__"):
+        raise TypeError(f"{type(index).__name__} is no row index; expected an int, a slice, integers or a boolean mask")
+    array = np.asarray(index)
+    if array.ndim != 1:
+        raise TypeError(f"an index of rows has one axis, found {array.ndim}")
+    if array.dtype == np.bool_:
+        if len(array) != count:
+            raise IndexError(f"the mask has {len(array):,} values for {count:,} rows")
+        return np.flatnonzero(array).astype(np.int64, copy=False)
+    if array.size == 0 and isinstance(index, list):
+        return np.empty(0, np.int64)  # an empty list has no dtype of its own
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"rows are integers or a boolean mask, found {array.dtype}")
+    return _all_in_range(array, count)
+
+
+def _in_range(row: int, count: int) -> int:
+    if not -count <= row < count:
+        raise IndexError(f"row {row:,} is out of range for {count:,} rows")
+    return row + count if row < 0 else row
+
+
+def _all_in_range(rows: NDArray[Any], count: int) -> Rows:
+    if not len(rows):
+        return np.empty(0, np.int64)
+    low, high = int(rows.min()), int(rows.max())
+    if low < -count or high >= count:
+        _in_range(low if low < -count else high, count)
+    rows = rows.astype(np.int64, copy=False)
+    return np.where(rows < 0, rows + count, rows) if low < 0 else rows

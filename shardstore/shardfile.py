@@ -1,0 +1,259 @@
+"""One shard file: chunks back to back from byte 0, then their checksums, then the Zarr shard index.
+
+    chunk 0 | chunk 1 | … | slots × uint32 CRC32C | slots × (offset, nbytes) uint64 | CRC32C of those
+
+The last two parts are the *footer*. Its own CRC32C goes into the store's manifest, so that the manifest vouches
+for the footer and the footer for every chunk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.checksum import CHECKSUM_NBYTES, crc32c
+from shardstore.errors import CorruptionError
+from shardstore.files import fsync_directory
+from shardstore.schema import ColumnLayout
+
+ABSENT = np.uint64(2**64 - 1)
+_INDEX_ENTRY_NBYTES = 16
+
+
+def footer_nbytes(slots: int) -> int:
+    """Return the size of a shard's footer."""
+    return slots * (CHECKSUM_NBYTES + _INDEX_ENTRY_NBYTES) + CHECKSUM_NBYTES
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What the manifest keeps of one shard file.
+
+    Attributes:
+        nbytes: size of the whole file.
+        footer_crc32c: CRC32C of its footer.
+    """
+
+    nbytes: int
+    footer_crc32c: int
+
+
+@dataclass(frozen=True)
+class Footer:
+    """Where the chunks of a shard lie, and their checksums.
+
+    Attributes:
+        bounds: uint64 `(chunks + 1,)`; chunk *k* is the bytes `[bounds[k], bounds[k+1])` of the file.
+        checksums: uint32 `(chunks,)`, the CRC32C of each chunk's stored bytes.
+    """
+
+    bounds: NDArray[np.uint64]
+    checksums: NDArray[np.uint32]
+
+    def to_bytes(self, slots: int) -> bytes:
+        """Return the footer as it stands in a file with `slots` slots."""
+        chunks = len(self.checksums)
+        checksums = np.zeros(slots, "<u4")
+        checksums[:chunks] = self.checksums
+        index = np.full((slots, 2), ABSENT, "<u8")
+        index[:chunks, 0] = self.bounds[:-1]
+        index[:chunks, 1] = np.diff(self.bounds)
+        index_bytes = index.tobytes()
+        return checksums.tobytes() + index_bytes + crc32c(index_bytes).to_bytes(CHECKSUM_NBYTES, "little")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, slots: int, chunks: int, where: str) -> Footer:
+        """Read a footer of a shard that must hold `chunks` chunks; raise `CorruptionError` if it does not."""
+        checksums = np.frombuffer(data, "<u4", slots)
+        index_bytes = data[slots * CHECKSUM_NBYTES : -CHECKSUM_NBYTES]
+        if crc32c(index_bytes) != int.from_bytes(data[-CHECKSUM_NBYTES:], "little"):
+            raise CorruptionError(f"{where}: the shard index does not match its checksum; {RESTORE}")
+        index = np.frombuffer(index_bytes, "<u8").reshape(slots, 2)
+        bounds = np.zeros(chunks + 1, np.uint64)
+        np.cumsum(index[:chunks, 1], out=bounds[1:])
+        if not (np.array_equal(index[:chunks, 0], bounds[:-1]) and (index[chunks:] == ABSENT).all()):
+            raise CorruptionError(f"{where}: the shard index does not list {chunks} chunks back to back; {RESTORE}")
+        return cls(bounds, checksums[:chunks].copy())
+
+
+RESTORE = "restore the file from a copy or ingest again"
+
+
+class ShardWriter:
+    """Writes one shard file under a temporary name; `finish` makes it whole and gives it its own.
+
+    A context manager: leaving it without `finish` removes what was written.
+    """
+
+    def __init__(self, path: Path, layout: ColumnLayout) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._layout = layout
+        self._rows = 0
+        self._bounds = [0]
+        self._checksums: list[int] = []
+        self._crc = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("xb", buffering=0)
+        # Compressed chunks are encoded whole, so the rows of an unfinished one wait here.
+        shape = (layout.chunk_rows, *layout.field.row_shape)
+        self._chunk = None if layout.codec.is_raw else np.zeros(shape, layout.field.dtype)
+
+    @property
+    def room(self) -> int:
+        """How many rows the shard still takes."""
+        return self._layout.shard_rows - self._rows
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write C-contiguous rows of the field's dtype, at most `room` of them."""
+        chunk_rows = self._layout.chunk_rows
+        if self._chunk is None:
+            self._write(rows)
+        start = 0
+        while start < len(rows):
+            filled = self._rows % chunk_rows
+            piece = rows[start : start + chunk_rows - filled]
+            if self._chunk is None:
+                self._crc = crc32c(piece, self._crc)
+            else:
+                self._chunk[filled : filled + len(piece)] = piece
+            start += len(piece)
+            self._rows += len(piece)
+            if filled + len(piece) == chunk_rows:
+                self._end_chunk()
+
+    def finish(self) -> ShardRecord:
+        """Pad the last chunk with zeros, write the footer, bring all of it to disk and name the file."""
+        missing = -self._rows % self._layout.chunk_rows
+        if missing:
+            # A view of one row of zeros stands for the padding: it may be a whole chunk of wide rows.
+            if self._chunk is None:
+                zeros = bytes(missing * self._layout.field.row_nbytes)
+                self._write(zeros)
+                self._crc = crc32c(zeros, self._crc)
+            else:
+                self._chunk[-missing:] = np.zeros((), self._chunk.dtype)
+            self._end_chunk()
+        footer = Footer(np.array(self._bounds, np.uint64), np.array(self._checksums, np.uint32))
+        data = footer.to_bytes(self._layout.slots)
+        self._write(data)
+        os.fsync(self._file.fileno())
+        nbytes = self._file.tell()
+        self._file.close()
+        self._partial.replace(self._path)
+        fsync_directory(self._path.parent)
+        return ShardRecord(nbytes, crc32c(data))
+
+    def _end_chunk(self) -> None:
+        if self._chunk is None:
+            self._checksums.append(self._crc)
+            self._bounds.append(self._bounds[-1] + self._layout.chunk_nbytes)
+            self._crc = 0
+        else:
+            stored = self._layout.codec.encode(self._chunk.view(self._layout.field.stored_dtype))
+            self._write(stored)
+            self._checksums.append(crc32c(stored))
+            self._bounds.append(self._bounds[-1] + len(stored))
+
+    def _write(self, data: bytes | NDArray[Any]) -> None:
+        view = memoryview(data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data)
+        while len(view):
+            view = view[self._file.write(view) :]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._file.closed:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+
+def open_shard(path: Path, nbytes: int) -> int:
+    """Open a shard file for reading and return its descriptor, once its size is what the manifest says.
+
+    Raises:
+        CorruptionError: if the file is missing or has another size. Checked before anything is mapped, because
+            touching a mapping past the end of its file kills the process.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError:
+        raise CorruptionError(f"{path}: the shard file is missing ({nbytes:,} bytes expected); {RESTORE}") from None
+    found = os.fstat(descriptor).st_size
+    if found != nbytes:
+        os.close(descriptor)
+        what = "short" if found < nbytes else "overlong"
+        raise CorruptionError(
+            f"{path}: the shard file is {what}: expected {nbytes:,} bytes, found {found:,}; {RESTORE}"
+        )
+    return descriptor
+
+
+def read_footer(descriptor: int, path: Path, layout: ColumnLayout, record: ShardRecord, rows: int) -> Footer:
+    """Read the footer of an open shard that holds `rows` rows, and check it against the manifest.
+
+    Raises:
+        CorruptionError: if any of it differs from what was written.
+    """
+    size = footer_nbytes(layout.slots)
+    data = read_at(descriptor, size, record.nbytes - size)
+    if crc32c(data) != record.footer_crc32c:
+        raise CorruptionError(f"{path}: the footer does not match its checksum in the manifest; {RESTORE}")
+    footer = Footer.from_bytes(data, layout.slots, layout.chunks_for(rows), str(path))
+    if int(footer.bounds[-1]) + size != record.nbytes:
+        raise CorruptionError(f"{path}: the chunks do not fill the file up to its footer; {RESTORE}")
+    return footer
+
+
+def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
+    """Read exactly `nbytes` at `offset`, whatever else reads through the same descriptor; short only at its end."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, nbytes, offset)
+    # Windows has no positional read. Descriptors are not shared between threads there (see ChunkReader).
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, nbytes)
+
+
+@dataclass(frozen=True)
+class DamagedChunk:
+    """A chunk whose bytes are not the ones that were written: its number, and its rows within the shard."""
+
+    chunk: int
+    start: int
+    stop: int
+    reason: str
+
+
+def check_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, rows: int) -> Iterator[DamagedChunk | int]:
+    """Yield, for each chunk of an open shard of `rows` rows, its size in bytes, or the damage found in it."""
+    decoded = (
+        None
+        if layout.codec.is_raw
+        else np.empty((layout.chunk_rows, *layout.field.stored_row_shape), layout.field.stored_dtype)
+    )
+    for chunk, expected in enumerate(footer.checksums.tolist()):
+        begin, end = int(footer.bounds[chunk]), int(footer.bounds[chunk + 1])
+        stored = read_at(descriptor, end - begin, begin)
+        start = chunk * layout.chunk_rows
+        stop = min(start + layout.chunk_rows, rows)
+        found = crc32c(stored)
+        if found != expected:
+            yield DamagedChunk(chunk, start, stop, f"CRC32C is {found:08x}, expected {expected:08x}")
+            continue
+        if decoded is not None:
+            try:
+                layout.codec.decode_into(stored, decoded)
+            except ValueError as error:
+                yield DamagedChunk(chunk, start, stop, str(error))
+                continue
+        yield end - begin

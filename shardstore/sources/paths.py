@@ -1,0 +1,69 @@
+"""From what a user names (files, globs, directories) to a list of files in a definite order."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from shardstore.errors import SourceError
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+SUFFIXES = (".npy", ".npz")
+
+
+def natural_key(path: Path) -> list[tuple[int, int | str]]:
+    """Return a sort key by which part-2 comes before part-10."""
+    pieces = re.split(r"(\d+)", str(path))
+    return [(0, int(piece)) if piece.isdigit() else (1, piece) for piece in pieces]
+
+
+def find_files(sources: Paths) -> list[Path]:
+    """Return the files that `sources` name: a list in the order given, each glob or directory in natural order.
+
+    Raises:
+        SourceError: if a file is missing, a glob matches nothing, or a directory has no `.npy` or `.npz` in it.
+    """
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    files = [file for source in sources for file in _expand(os.fspath(source))]
+    if not files:
+        raise SourceError("no source files: name a .npy or .npz file, a glob or a directory")
+    return files
+
+
+def is_directory_source(source: str | os.PathLike[str]) -> bool:
+    """Whether a source stands for all the files in a directory."""
+    return Path(source).is_dir()
+
+
+def order_note(files: list[Path]) -> str | None:
+    """Return a remark if files were named in another than their natural order, else None."""
+    natural = sorted(files, key=natural_key)
+    if natural == files:
+        return None
+    first = next(i for i, (given, sorted_) in enumerate(zip(files, natural, strict=True)) if given != sorted_)
+    return (
+        f"note: files are taken in the order given: {files[first].name} comes where natural order has "
+        f"{natural[first].name}; name a directory or a quoted glob for natural order"
+    )
+
+
+def _expand(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        files = [p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith(".")]
+        if not files:
+            raise SourceError(f"{source}: no .npy or .npz file in this directory")
+        return sorted(files, key=natural_key)
+    if path.exists():
+        return [path]
+    if not glob.has_magic(source):
+        raise SourceError(f"{source}: no such file")
+    matches = [Path(match) for match in glob.glob(source, recursive=True)]
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise SourceError(f"{source}: the pattern matches no file")
+    return sorted(files, key=natural_key)

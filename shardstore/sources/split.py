@@ -1,0 +1,116 @@
+"""Splits and casts: `"x=:-1,y=-1@int64"` cuts the last axis of an array into columns.
+
+A slice keeps the axis, an integer drops it, `@dtype` casts. A cast must keep every value; `@~dtype` lets floats
+be rounded to the nearest value that the dtype has.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.errors import SchemaError
+
+_ITEM = re.compile(r"\s*([^=@]*?)\s*=\s*([-\d:\s]+?)\s*(?:@\s*(~?)\s*(\w+)\s*)?")
+_EXAMPLE = 'expected NAME=SLICE or NAME=INDEX, each with an optional @DTYPE, such as "x=:-1,y=-1@int64"'
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A target dtype, and whether floats may be rounded to it."""
+
+    dtype: np.dtype[Any]
+    rounds: bool = False
+
+    def apply(self, block: NDArray[Any]) -> tuple[NDArray[Any], int | None]:
+        """Return the cast block and the flat index of the first value that it would change, or None."""
+        with np.errstate(all="ignore"):
+            result = block.astype(self.dtype)
+            kept = self._kept(block, result).reshape(-1)
+        return result, None if kept.all() else int(kept.argmin())
+
+    def _kept(self, before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bool_]:
+        source, target = before.dtype, self.dtype
+        if self.rounds and target.kind in "fc":
+            return np.asarray(np.isfinite(after) | ~np.isfinite(before))
+        # Coming back to the same value is not enough where a conversion wraps or saturates: look at the range too.
+        kept = np.asarray(after.astype(source) == before)
+        if target.kind in "fc" and source.kind in "fc":
+            kept |= np.isnan(before) & np.isnan(after)
+        elif target.kind in "iu" and source.kind in "iu":
+            kept &= (before < 0) == (after < 0)
+        elif target.kind in "iu" and source.kind == "f":
+            # Both bounds are powers of two (or 0), hence exact in every float dtype wide enough to hold them.
+            bounds = np.iinfo(target)
+            kept &= (before >= float(bounds.min)) & (before < float(bounds.max // 2 + 1) * 2.0)
+        elif target.kind in "fc" and source.kind in "iu":
+            kept &= after.real < float(np.iinfo(source).max // 2 + 1) * 2.0
+        return kept
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One column that is cut from the last axis of an array: a slice, an index, or all of it (None)."""
+
+    name: str
+    part: slice | int | None = None
+    cast: Cast | None = None
+
+    def result(
+        self, dtype: np.dtype[Any], row_shape: tuple[int, ...], label: str
+    ) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Return dtype and row shape of the column; raise `SchemaError` if the array has nothing there."""
+        if self.part is not None:
+            if not row_shape:
+                raise SchemaError(f"{label}: a split cuts the last axis, but a row is a single value here")
+            width = row_shape[-1]
+            if isinstance(self.part, int):
+                if not -width <= self.part < width:
+                    raise SchemaError(f"{label}: column {self.name!r} is index {self.part} of an axis of {width}")
+                row_shape = row_shape[:-1]
+            else:
+                picked = len(range(*self.part.indices(width)))
+                if picked == 0:
+                    raise SchemaError(f"{label}: column {self.name!r} overlaps nothing of an axis of {width}")
+                row_shape = (*row_shape[:-1], picked)
+        if self.cast is not None:
+            if dtype.kind not in "biufc" or self.cast.dtype.kind not in "biufc":
+                raise SchemaError(f"{label}: cannot cast {dtype} to {self.cast.dtype}: only numbers are cast")
+            if dtype.kind == "c" and self.cast.dtype.kind != "c":
+                raise SchemaError(f"{label}: a cast of {dtype} to {self.cast.dtype} would lose the imaginary part")
+            dtype = self.cast.dtype
+        return dtype, row_shape
+
+    def apply(self, block: NDArray[Any]) -> NDArray[Any]:
+        """Return this column's part of a block of rows, before any cast."""
+        return block if self.part is None else block[..., self.part]
+
+
+def parse_split(text: str) -> list[Cut]:
+    """Read a split; raise `SchemaError` if it cannot be understood."""
+    return [_parse_item(item) for item in text.split(",")]
+
+
+def _parse_item(item: str) -> Cut:
+    match = _ITEM.fullmatch(item)
+    if match is None:
+        raise SchemaError(f"bad split {item.strip()!r}: {_EXAMPLE}")
+    name, where, tilde, dtype = match.groups()
+    pieces = where.split(":")
+    try:
+        numbers = [int(piece) if piece.strip() else None for piece in pieces]
+        part = numbers[0] if len(pieces) == 1 else slice(*numbers)
+        if part is None or len(pieces) > 3 or (isinstance(part, slice) and part.step == 0):
+            raise ValueError
+    except ValueError:
+        raise SchemaError(f"bad split {item.strip()!r}: {where!r} is no slice or index; {_EXAMPLE}") from None
+    if dtype is None:
+        return Cut(name, part)
+    try:
+        return Cut(name, part, Cast(np.dtype(dtype).newbyteorder("<"), bool(tilde)))
+    except TypeError:
+        raise SchemaError(f"bad split {item.strip()!r}: NumPy has no dtype {dtype!r}") from None

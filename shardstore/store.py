@@ -1,0 +1,174 @@
+"""`Store`: an opened store, a table of all its rows and columns."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.errors import FormatError
+from shardstore.manifest import Manifest, load_manifest
+from shardstore.readers import Reader, open_reader
+from shardstore.schema import Field
+from shardstore.selection import Rows, Selection
+from shardstore.table import Table
+from shardstore.verify import VerifyReport, verify_store
+
+if TYPE_CHECKING:
+    import zarr
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Open the store at a directory for reading.
+
+    Raises:
+        FormatError: if there is no store, or one of a later format version.
+        CorruptionError: if its manifest is damaged.
+    """
+    store = Store(path)
+    store.files.load()  # an error belongs here, not to the first read
+    return store
+
+
+class StoreFiles:
+    """The files of one store: its manifest and, from the first touch of a column on, that column's reader.
+
+    Pickles as the path, and opens again when it is first used.
+    """
+
+    def __init__(self, path: Path, store_id: str | None = None) -> None:
+        self.path = path
+        self._store_id = store_id
+        self._manifest: Manifest | None = None
+        self._readers: dict[str, Reader] = {}
+        self._closed = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest, read on first use."""
+        if self._manifest is None:
+            manifest = load_manifest(self.path)
+            if self._store_id not in (None, manifest.store_id):
+                raise FormatError(
+                    f"{self.path}: expected the store {self._store_id}, found {manifest.store_id}: "
+                    "it was replaced; open it again"
+                )
+            self._manifest = manifest
+        return self._manifest
+
+    def load(self) -> None:
+        """Read the manifest now."""
+        self.manifest  # noqa: B018
+
+    def field(self, name: str) -> Field:
+        """Return a column's dtype and row shape."""
+        return self.manifest.columns[name].layout.field
+
+    def read(self, name: str, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Gather rows of a column, which must be in range, into a fresh array or into `out`."""
+        if out is None:
+            field = self.field(name)
+            out = np.empty((len(rows), *field.row_shape), field.dtype)
+        self._reader(name).take(rows, out)
+        return out
+
+    def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return consecutive rows of a column, as a read-only view where that needs no copy."""
+        return self._reader(name).slice(start, stop)
+
+    def slices_are_views(self, name: str) -> bool:
+        """Whether no slice of the column needs a copy."""
+        return self._reader(name).slices_are_views
+
+    def close(self) -> None:
+        """Let go of all files. Arrays that show a mapping keep it until they go themselves."""
+        self._closed = True
+        self._readers.clear()
+
+    def _reader(self, name: str) -> Reader:
+        reader = self._readers.get(name)
+        if reader is None:
+            if self._closed:
+                raise ValueError(f"the store {self.path} is closed")
+            manifest = self.manifest
+            reader = self._readers[name] = open_reader(self.path, manifest.columns[name], manifest.rows)
+        return reader
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        store_id = self._manifest.store_id if self._manifest is not None else self._store_id
+        return StoreFiles, (self.path.absolute(), store_id)
+
+
+class Store(Table):
+    """A store, opened for reading. Made by `shardstore.open`; a context manager.
+
+    Nothing but the manifest is read until rows are asked for. Pickles as its path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._files = StoreFiles(Path(path))
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self._files.path
+
+    @property
+    def files(self) -> StoreFiles:
+        """The store's files."""
+        return self._files
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns' names, in order."""
+        return tuple(self.manifest.columns)
+
+    @property
+    def selection(self) -> Selection:
+        """All rows."""
+        return Selection.all(self.manifest.rows)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the store says of itself: layout, checksums, provenance."""
+        return self._files.manifest
+
+    @property
+    def generation(self) -> int:
+        """How many commits made the store: 1 when it is new."""
+        return self.manifest.generation
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of all shard files on disk."""
+        return sum(int(entry.nbytes.sum()) for entry in self.manifest.columns.values())
+
+    def verify(self, progress: bool | None = None) -> VerifyReport:
+        """Check every byte of the store against its checksums, and return what was found.
+
+        Args:
+            progress: whether to draw a progress bar; None draws one on a terminal.
+        """
+        return verify_store(self.path, self.manifest, progress)
+
+    def zarr(self) -> zarr.Group:
+        """Return the store as zarr-python sees it, read-only. Imports zarr."""
+        import zarr
+
+        return zarr.open_group(self.path, mode="r")
+
+    def close(self) -> None:
+        """Let go of all files; later reads raise `ValueError`. Arrays that were read stay valid."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,328 @@
+"""`Table`, `View` and `Column`: reading rows of columns by the indexing rules of `shardstore.selection`.
+
+A store is a table of all its rows and columns, a view one of some of them; whatever reads, works on both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from shardstore.schema import Field
+from shardstore.selection import Rows, Selection, normalize
+from shardstore.stream import Batching, BatchStream, Remainder, Shuffle, Transform
+
+# How many bytes `where` reads at a time.
+_SCAN_NBYTES = 8 << 20
+
+
+class ColumnFiles(Protocol):
+    """The files of a store, as far as a table reads them. Row numbers are known to be in range."""
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+
+    def field(self, name: str) -> Field:
+        """Return a column's dtype and row shape."""
+
+    def read(self, name: str, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Gather rows of a column into a fresh array or into `out`."""
+
+    def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return consecutive rows of a column, as a view where that needs no copy."""
+
+    def slices_are_views(self, name: str) -> bool:
+        """Whether no slice of the column needs a copy."""
+
+
+class Table(ABC):
+    """Some rows of some columns, and all the ways to read them."""
+
+    # What it is
+
+    @property
+    @abstractmethod
+    def files(self) -> ColumnFiles:
+        """Where the rows lie."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns' names, in order."""
+
+    @property
+    @abstractmethod
+    def selection(self) -> Selection:
+        """Which of the store's rows these are."""
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+        return len(self.selection)
+
+    @property
+    def schema(self) -> dict[str, Field]:
+        """Name, dtype and row shape of each column."""
+        return {name: self.files.field(name) for name in self.columns}
+
+    @property
+    def row_nbytes(self) -> int:
+        """Decoded bytes of one row of all columns."""
+        return sum(field.row_nbytes for field in self.schema.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded bytes of all rows."""
+        return self.num_rows * self.row_nbytes
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{name}: {field}" for name, field in self.schema.items())
+        return f"{type(self).__name__}({self.num_rows:,} rows of {{{columns}}} in {str(self.files.path)!r})"
+
+    # Narrowing it
+
+    def select(self, *columns: str) -> View:
+        """Return a view of some columns, in the given order; raise `KeyError` if one is unknown."""
+        return View(self.files, self._known(columns), self.selection)
+
+    def rows(self, selection: Any) -> View:
+        """Return a view of some rows: a slice (O(1) memory), integers or a boolean mask of this view's rows."""
+        index = normalize(selection, self.num_rows)
+        if isinstance(index, int):
+            index = slice(index, index + 1)
+        return View(self.files, self.columns, self.selection.pick(index))
+
+    def where(self, predicate: Callable[[dict[str, NDArray[Any]]], ArrayLike], columns: str | list[str]) -> View:
+        """Return a view of the rows for which `predicate` holds.
+
+        Args:
+            predicate: gets a dict of arrays of some consecutive rows; returns one boolean per row.
+            columns: the column or columns that it needs; only these are read, a block at a time.
+
+        Raises:
+            TypeError: if the predicate returns anything but one boolean per row.
+        """
+        part = self.select(*([columns] if isinstance(columns, str) else columns))
+        block_rows = max(1, _SCAN_NBYTES // max(1, part.row_nbytes))
+        found = [np.empty(0, np.int64)]
+        for start in range(0, len(part), block_rows):
+            block = part[start : start + block_rows]
+            mask = np.asarray(predicate(block))
+            rows = min(block_rows, len(part) - start)
+            if mask.dtype != np.bool_ or mask.shape != (rows,):
+                raise TypeError(
+                    f"the predicate must return one boolean per row, shape ({rows},); "
+                    f"it returned {mask.dtype} of shape {mask.shape}"
+                )
+            found.append(np.flatnonzero(mask) + start)
+        return self.rows(np.concatenate(found))
+
+    # Reading it
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a `Column` for a name; for rows, a dict of a value (an int) or an array per column."""
+        if isinstance(index, str):
+            self._known((index,))
+            return Column(self, index)
+        index = normalize(index, self.num_rows)
+        return {name: Column(self, name)[index] for name in self.columns}
+
+    def take(
+        self,
+        rows: Any,
+        columns: str | list[str] | None = None,
+        out: Mapping[str, NDArray[Any]] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Gather rows, in the order given and as often as given, into fresh writable arrays.
+
+        Args:
+            rows: integers; negative ones count from the end.
+            columns: the columns to read; all by default.
+            out: by column, C-contiguous arrays of the right shape and dtype to gather into instead.
+        """
+        names = self.columns if columns is None else self._known([columns] if isinstance(columns, str) else columns)
+        index = _as_rows(rows, self.num_rows)
+        if out is not None and set(out) != set(names):
+            raise ValueError(f"out must hold exactly the columns {', '.join(names)}; it holds {', '.join(out)}")
+        return {name: Column(self, name).take(index, None if out is None else out[name]) for name in names}
+
+    def gather(self, positions: Rows) -> dict[str, NDArray[Any]]:
+        """Return fresh arrays of the rows at int64 positions that are known to be in range."""
+        rows = self.selection.resolve(positions)
+        return {name: self.files.read(name, rows) for name in self.columns}
+
+    def store_rows(self, positions: Rows) -> Rows:
+        """Return the store's numbers of the rows at int64 positions that are known to be in range."""
+        return self.selection.resolve(positions)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        columns: list[str] | None = None,
+        shuffle: Shuffle = False,
+        seed: int = 0,
+        epochs: int | None = 1,
+        remainder: Remainder = "keep",
+        transform: Transform | None = None,
+        with_rows: bool = False,
+    ) -> BatchStream:
+        """Stream the rows in batches: dicts of fresh writable arrays.
+
+        Args:
+            batch_size: rows of a batch.
+            columns: the columns to read; all by default.
+            shuffle: False for the rows' own order; True or `"full"` for an exact permutation of all rows, another
+                one in every epoch, in constant memory.
+            seed: with the epoch's number it determines the permutation.
+            epochs: how many epochs one pass gives; None streams for ever.
+            remainder: what to do with the rows after the last whole batch: `"keep"` them as a short batch, or
+                `"drop"` them.
+            transform: called with each batch; what it returns is delivered instead.
+            with_rows: also give `"rows"`, the int64 numbers of the rows in the store.
+
+        Raises:
+            ValueError, TypeError: if an argument makes no sense.
+        """
+        source = self if columns is None else self.select(*columns)
+        batching = Batching.of(self.num_rows, batch_size, shuffle, seed, remainder)
+        return BatchStream(source, batching, epochs=epochs, transform=transform, with_rows=with_rows)
+
+    def _known(self, names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+        for name in names:
+            if name not in self.columns:
+                raise KeyError(f"no column {name!r}; the columns are {', '.join(self.columns)}")
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"expected different column names, found {', '.join(names) or 'none'}")
+        return tuple(names)
+
+
+class View(Table):
+    """Some rows of some columns of a store. Reads like a store and holds no data; slices of it take O(1) memory.
+
+    Made by `select`, `rows` and `where`. Pickles as the store's path with the choice of rows and columns.
+    """
+
+    def __init__(self, files: ColumnFiles, columns: tuple[str, ...], selection: Selection) -> None:
+        self._files = files
+        self._columns = columns
+        self._selection = selection
+
+    @property
+    def files(self) -> ColumnFiles:
+        """Where the rows lie."""
+        return self._files
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns' names, in order."""
+        return self._columns
+
+    @property
+    def selection(self) -> Selection:
+        """Which of the store's rows these are."""
+        return self._selection
+
+
+class Column:
+    """One column of a table. Indexes like a NumPy array along its rows.
+
+    A slice of a raw column is a read-only view into the mapped files, without a copy; integers and masks gather
+    into fresh writable arrays. `np.asarray(column)` gives all of it.
+    """
+
+    def __init__(self, table: Table, name: str) -> None:
+        self._table = table
+        self._name = name
+        self._field = table.files.field(name)
+
+    @property
+    def name(self) -> str:
+        """The column's name."""
+        return self._name
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of its items."""
+        return self._field.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(rows, *row_shape)`."""
+        return (len(self), *self._field.row_shape)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded bytes of all rows."""
+        return len(self) * self._field.row_nbytes
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one row (an int), a slice of rows, or the rows of an integer array or a boolean mask."""
+        index = normalize(index, len(self))
+        selection = self._table.selection
+        if isinstance(index, int):
+            row = selection.row(index)
+            return self._table.files.read_slice(self._name, row, row + 1)[0]
+        if isinstance(index, slice):
+            picked = selection.pick(index)
+            if picked.rows is None and picked.step > 0:
+                start = picked.start
+                stop = start + max(0, (picked.count - 1) * picked.step + 1) if picked.count else start
+                return self._strided(start, stop, picked.step)
+            return self._table.files.read(self._name, picked.resolve(np.arange(picked.count, dtype=np.int64)))
+        return self._table.files.read(self._name, selection.resolve(index))
+
+    def take(self, rows: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Gather rows by number, in order, into a fresh array or into `out`."""
+        index = _as_rows(rows, len(self))
+        if out is not None:
+            self._check_out(out, len(index))
+        return self._table.files.read(self._name, self._table.selection.resolve(index), out)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        array: NDArray[Any] = self[:]
+        if dtype is not None and np.dtype(dtype) != array.dtype:
+            if copy is False:
+                raise ValueError(f"an array of {dtype} needs a copy of this column of {array.dtype}")
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def __repr__(self) -> str:
+        return f"Column({self._name!r}, shape={self.shape}, dtype={self.dtype})"
+
+    def _check_out(self, out: NDArray[Any], count: int) -> None:
+        shape = (count, *self._field.row_shape)
+        if out.shape != shape or out.dtype != self.dtype or not (out.flags.c_contiguous and out.flags.writeable):
+            raise ValueError(
+                f"out for column {self._name!r} must be a writable C-contiguous {self.dtype} array of shape {shape}, "
+                f"found {out.dtype} of shape {out.shape}"
+            )
+
+    def _strided(self, start: int, stop: int, step: int) -> NDArray[Any]:
+        if step == 1 or self._table.files.slices_are_views(self._name):
+            return self._table.files.read_slice(self._name, start, stop)[::step]
+        return self._table.files.read(self._name, np.arange(start, stop, step, dtype=np.int64))
+
+
+def _as_rows(rows: Any, count: int) -> Rows:
+    index = normalize(rows, count)
+    if isinstance(index, np.ndarray):
+        return index
+    raise TypeError(f"take gathers an array of row numbers, found {type(rows).__name__}")

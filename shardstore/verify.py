@@ -1,0 +1,138 @@
+"""Verification: every byte of a store against the checksums that vouch for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shardstore.decoding import cpu_count
+from shardstore.errors import CorruptionError
+from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest
+from shardstore.progress import byte_progress
+from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_footer
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong.
+
+    Attributes:
+        file: path of the file within the store.
+        reason: what was expected and what was found.
+        chunk: number of the damaged chunk within its shard, or None if the whole file is concerned.
+        rows: first row and one past the last row of the store that are lost with it, or None for metadata.
+    """
+
+    file: str
+    reason: str
+    chunk: int | None = None
+    rows: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        chunk = "" if self.chunk is None else f", chunk {self.chunk}"
+        rows = "" if self.rows is None else f" (rows {self.rows[0]:,} to {self.rows[1] - 1:,})"
+        return f"{self.file}{chunk}{rows}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        files: files looked at.
+        chunks: chunks checked.
+        nbytes: bytes checked.
+        damages: what is wrong, in the order of columns and shards.
+    """
+
+    files: int
+    chunks: int
+    nbytes: int
+    damages: tuple[Damage, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damages
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _ShardResult:
+    chunks: int
+    nbytes: int
+    damages: list[Damage]
+
+
+def verify_store(store: Path, manifest: Manifest, progress: bool | None = None) -> VerifyReport:
+    """Check the metadata of all arrays, and of every shard file its size, its footer and each chunk."""
+    damages = list(_metadata_damages(store, manifest))
+    shards = [(entry, shard) for entry in manifest.columns.values() for shard in range(len(entry.nbytes))]
+    total = sum(int(entry.nbytes.sum()) for entry in manifest.columns.values())
+    with byte_progress("verify", total, progress) as advance, ThreadPoolExecutor(cpu_count()) as executor:
+
+        def verify(job: tuple[ColumnEntry, int]) -> _ShardResult:
+            return _verify_shard(store, manifest.rows, *job, advance)
+
+        results = list(executor.map(verify, shards))
+    return VerifyReport(
+        files=1 + len(manifest.columns) + len(shards),
+        chunks=sum(result.chunks for result in results),
+        nbytes=sum(result.nbytes for result in results),
+        damages=(*damages, *(damage for result in results for damage in result.damages)),
+    )
+
+
+def _metadata_damages(store: Path, manifest: Manifest) -> Iterator[Damage]:
+    for name, expected in manifest.array_documents().items():
+        key = f"{name}/{METADATA_FILE}"
+        try:
+            found = json.loads((store / key).read_bytes())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            yield Damage(key, f"the array's metadata cannot be read: {error}")
+            continue
+        if found != expected:
+            yield Damage(key, "the array's metadata does not match the manifest")
+
+
+def _verify_shard(
+    store: Path, rows: int, entry: ColumnEntry, shard: int, advance: Callable[[int], None]
+) -> _ShardResult:
+    layout = entry.layout
+    key = layout.shard_key(shard)
+    first_row = shard * layout.shard_rows
+    count = layout.rows_in_shard(shard, rows)
+    record = entry.record(shard)
+    path = store / key
+    try:
+        descriptor = open_shard(path, record.nbytes)
+    except CorruptionError as error:
+        return _ShardResult(0, 0, [_whole(key, path, error, first_row, count)])
+    damages = []
+    chunks = 0
+    try:
+        footer = read_footer(descriptor, path, layout, record, count)
+        for result in check_chunks(descriptor, layout, footer, count):
+            chunks += 1
+            if isinstance(result, DamagedChunk):
+                lost = (first_row + result.start, first_row + result.stop)
+                damages.append(Damage(key, result.reason, result.chunk, lost))
+            else:
+                advance(result)
+    except CorruptionError as error:
+        damages.append(_whole(key, path, error, first_row, count))
+    finally:
+        os.close(descriptor)
+    return _ShardResult(chunks, record.nbytes, damages)
+
+
+def _whole(key: str, path: Path, error: CorruptionError, first_row: int, count: int) -> Damage:
+    return Damage(key, str(error).removeprefix(f"{path}: "), None, (first_row, first_row + count))
