@@ -1,0 +1,278 @@
+"""The command line, on top of the public interface.
+
+Exit codes: 0, 1 for a failed check or a failure of the system, 2 for wrong usage, 130 after Ctrl-C. A user's mistake
+is one line on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as TextTable
+
+import shardstore
+from shardstore.building import Mode
+from shardstore.errors import CorruptionError, ShardStoreError
+from shardstore.export import export_npy
+from shardstore.manifest import FORMAT_VERSION
+from shardstore.schema import DEFAULT_SHARD_BYTES
+from shardstore.sources.paths import find_files, order_note
+
+app = typer.Typer(
+    help="Convert raw NumPy dumps into a store once, then stream training batches from it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console(highlight=False)
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store's directory.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        _out.print(shardstore.__version__)
+
+
+@app.command()
+def ingest(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SOURCE]... DEST",
+            help="Files, quoted globs or directories of .npy and .npz, then the new store's directory.",
+            show_default=False,
+        ),
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Cut the last axis into columns, such as 'x=:-1,y=-1@int64'.", show_default=False),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=GLOB: a column from parallel files; may be given again.", show_default=False),
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="raw, zstd, zstd:LEVEL or blosc:CNAME for all columns, or COLUMN=CODEC; may be given again.",
+            show_default="raw",
+        ),
+    ] = None,
+    shard_bytes: Annotated[str, typer.Option(help="Target size of the widest column's shards.")] = DEFAULT_SHARD_BYTES,
+    chunk_bytes: Annotated[
+        str | None,
+        typer.Option(help="Target size of a decoded chunk.", show_default="256KiB raw, 64KiB compressed"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store at DEST.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="by cores")] = None,
+) -> None:
+    """Convert .npy and .npz files into a new store."""
+    with _user_errors():
+        *sources, dest = paths
+        by_name = _pairs(column or [], "--column", "NAME=GLOB")
+        if by_name and sources:
+            _fail(f"with --column, only DEST may follow, found also {' '.join(sources)}", 2)
+        if not by_name and not sources:
+            _fail("name at least one source, and DEST last", 2)
+        if sources and (note := order_note(find_files(sources))):
+            print(note, file=sys.stderr)
+        mode: Mode = "overwrite" if overwrite else "create"
+        store = shardstore.ingest(
+            by_name or sources,
+            dest,
+            split=split,
+            codec=_codecs(codec or ["raw"]),
+            shard_bytes=shard_bytes,
+            chunk_bytes=chunk_bytes,
+            workers=workers,
+            mode=mode,
+        )
+        shards = sum(len(entry.nbytes) for entry in store.manifest.columns.values())
+        _out.print(
+            f"{dest}: {len(store):,} rows, {len(store.columns)} columns, {shards} shard files, "
+            f"{_size(store.nbytes)} of data, {_size(store.stored_nbytes)} on disk",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+@app.command()
+def info(path: StorePath, as_json: AsJson = False) -> None:
+    """Show what a store holds and where it came from."""
+    with _user_errors(), shardstore.open(path) as store:
+        report = _describe(store)
+        if as_json:
+            print(json.dumps(report, indent=2))
+            return
+        created, sources = report["created"], report["sources"]
+        _out.print(f"[bold]{escape(str(path))}[/]  {len(store):,} rows, {_size(store.nbytes)} of data", soft_wrap=True)
+        _out.print(f"format {report['format_version']}, generation {report['generation']}, id {report['store_id']}")
+        _out.print(f"made {created} from {len(sources)} source arrays, {report['shard_rows']:,} rows a shard")
+        table = TextTable("column", "dtype", "row shape", "codec", *("shards", "data", "on disk", "ratio"), box=None)
+        for name, c in report["columns"].items():
+            ratio = f"{c['nbytes'] / c['stored_nbytes']:.2f}" if c["stored_nbytes"] else ""
+            shape = "x".join(map(str, c["row_shape"])) or "scalar"
+            sizes = (str(c["shards"]), _size(c["nbytes"]), _size(c["stored_nbytes"]), ratio)
+            table.add_row(escape(name), c["dtype"], shape, c["codec"], *sizes)
+        _out.print(table)
+
+
+@app.command()
+def head(
+    path: StorePath,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="How many rows.")] = 5,
+) -> None:
+    """Show a store's first rows."""
+    with _user_errors(), shardstore.open(path) as store:
+        table = TextTable("row", *map(escape, store.columns), box=None)
+        first = store[: min(rows, len(store))]
+        for row in range(min(rows, len(store))):
+            table.add_row(str(row), *(escape(_brief(first[name][row])) for name in store.columns))
+        _out.print(table)
+
+
+@app.command()
+def verify(path: StorePath, as_json: AsJson = False) -> None:
+    """Check every byte of a store; exit with 1 if any is not what was written."""
+    with _user_errors(), shardstore.open(path) as store:
+        report = store.verify()
+        if as_json:
+            print(json.dumps(report.to_dict(), indent=2))
+        elif report.ok:
+            _out.print(f"ok: {report.files} files, {report.chunks:,} chunks, {_size(report.nbytes)} are as written")
+        for damage in () if as_json else report.damages:
+            print(f"damaged: {damage}", file=sys.stderr)
+        if not report.ok:
+            raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    path: StorePath,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory.", show_default=False)],
+) -> None:
+    """Write a store's columns back to .npy files."""
+    with _user_errors(), shardstore.open(path) as store:
+        for file in export_npy(store, directory):
+            _out.print(str(file), soft_wrap=True, markup=False)
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path | None, typer.Option("--keep", help="Keep the demo's store here.", show_default=False)
+    ] = None,
+) -> None:
+    """Ingest real handwriting, train a small classifier on it and evaluate it."""
+    from shardstore.demo import run_demo
+
+    with _user_errors():
+        run_demo(lambda line: _out.print(line, markup=False, soft_wrap=True), directory)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turn a user's mistakes into one line and an exit code; let a termination clean up like Ctrl-C."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except (CorruptionError, OSError) as error:
+        _fail(str(error), 1)
+    except (ShardStoreError, ValueError) as error:
+        _fail(str(error), 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _pairs(items: list[str], option: str, form: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name or not value:
+            _fail(f"{option} {item!r}: expected {form}", 2)
+        if name in pairs:
+            _fail(f"{option}: {name!r} is named twice", 2)
+        pairs[name] = value
+    return pairs
+
+
+def _codecs(items: list[str]) -> str | dict[str, str]:
+    if len(items) == 1 and "=" not in items[0]:
+        return items[0]
+    return _pairs(items, "--codec", "COLUMN=CODEC")
+
+
+def _describe(store: shardstore.Store) -> dict[str, Any]:
+    manifest = store.manifest
+    return {
+        "path": str(store.path),
+        "format_version": FORMAT_VERSION,
+        "store_id": manifest.store_id,
+        "generation": manifest.generation,
+        "created": manifest.provenance.get("created"),
+        "tool": manifest.provenance.get("tool"),
+        "rows": len(store),
+        "nbytes": store.nbytes,
+        "stored_nbytes": store.stored_nbytes,
+        "shard_rows": manifest.shard_rows,
+        "columns": {
+            name: {
+                "dtype": str(entry.layout.field.dtype),
+                "row_shape": list(entry.layout.field.row_shape),
+                "codec": str(entry.layout.codec),
+                "chunk_rows": entry.layout.chunk_rows,
+                "shards": len(entry.nbytes),
+                "nbytes": store[name].nbytes,
+                "stored_nbytes": int(entry.nbytes.sum()),
+            }
+            for name, entry in manifest.columns.items()
+        },
+        "sources": _sources(manifest.provenance.get("sources", {})),
+    }
+
+
+def _sources(sources: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    keys = {"names": "name", "sizes": "nbytes", "shapes": "shape", "dtypes": "dtype"}
+    columns = [sources.get(key, []) for key in keys]
+    return [dict(zip(keys.values(), values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _size(nbytes: int) -> str:
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"
+
+
+def _brief(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
