@@ -40,6 +40,12 @@ class BoundedCache(Generic[_Key, _Value]):
                 self._size -= self._size_of(dropped)
         return value
 
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._values.clear()
+            self._size = 0
+
     def renew_lock(self) -> None:
         """Make a new lock: in the child of a fork, a thread that no longer exists may hold the old one."""
         self._lock = threading.Lock()

@@ -6,6 +6,7 @@ per shard where that is impossible, and `ChunkReader` decodes compressed columns
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -99,7 +100,7 @@ class ContiguousReader:
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Return a view; only rows on both sides of phantom rows have to be copied."""
-        if not self._phantom_rows:
+        if not self._phantom_rows or start == stop:
             return self._array[start:stop]
         return _join(
             self._array[first + shard * self._phantom_rows : last + shard * self._phantom_rows]
@@ -125,6 +126,15 @@ class ShardwiseReader:
         return open_shard(self._store / self._entry.layout.shard_key(shard), int(self._entry.nbytes[shard]))
 
     def _map(self, shard: int) -> NDArray[Any]:
+        try:
+            return self._new_map(shard)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+        self._maps.clear()  # no room for one more mapping, or for its addresses: let go of the others
+        return self._new_map(shard)
+
+    def _new_map(self, shard: int) -> NDArray[Any]:
         layout = self._entry.layout
         shape = (layout.rows_in_shard(shard, self._rows), *layout.field.row_shape)
         with os.fdopen(self._open(shard), "rb") as file:
@@ -138,6 +148,8 @@ class ShardwiseReader:
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Return a view; rows of several shards have to be copied."""
         shard_rows = self._entry.layout.shard_rows
+        if start == stop:
+            return self._maps.get(0, self._map)[:0]
         return _join(
             self._maps.get(shard, self._map)[first - shard * shard_rows : last - shard * shard_rows]
             for shard, first, last in _runs(start, stop, shard_rows)

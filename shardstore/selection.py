@@ -102,8 +102,8 @@ def normalize(index: Any, count: int) -> int | slice | Rows:
         if len(array) != count:
             raise IndexError(f"the mask has {len(array):,} values for {count:,} rows")
         return np.flatnonzero(array).astype(np.int64, copy=False)
-    if array.size == 0 and isinstance(index, list):
-        return np.empty(0, np.int64)  # an empty list has no dtype of its own
+    if array.size == 0 and isinstance(index, list | range):
+        return np.empty(0, np.int64)  # NumPy takes an empty list for floats
     if array.dtype.kind not in "iu":
         raise TypeError(f"rows are integers or a boolean mask, found {array.dtype}")
     return _all_in_range(array, count)

@@ -1,0 +1,194 @@
+"""One range of addresses per column: what is mapped, what is refused before it is mapped, and what is given back."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shardstore
+from shardstore import mapping
+from shardstore.readers import ContiguousReader, ShardwiseReader, open_reader
+
+linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux' /proc")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> shardstore.Store:
+    with shardstore.Writer(tmp_path / "s", shard_bytes=4096 * 8, chunk_bytes=4096) as writer:
+        writer.append({"x": np.arange(100_000), "odd": np.zeros((100_000, 3), np.uint8)})
+    return shardstore.open(tmp_path / "s")
+
+
+def maps_of(store: shardstore.Store) -> int:
+    return sum(str(store.path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@linux
+def test_mappings_come_with_the_first_read_and_go_with_the_last_array(store: shardstore.Store) -> None:
+    assert maps_of(store) == 0
+    view = store["x"][10:20]
+    assert maps_of(store) == 25
+    store["odd"][0]
+    assert maps_of(store) == 50
+    store.close()
+    gc.collect()
+    assert maps_of(store) == 25  # the view still shows one column
+    assert view.tolist() == list(range(10, 20))
+    del view
+    gc.collect()
+    assert maps_of(store) == 0
+
+
+@linux
+def test_failed_opens_leave_no_mapping_and_no_descriptor(store: shardstore.Store) -> None:
+    (store.path / "x/c/7").unlink()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(shardstore.CorruptionError, match="missing"):
+            store["x"][0]
+    gc.collect()
+    assert maps_of(store) == 0
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_files_of_another_size_are_found_before_they_are_read(
+    tmp_path: Path, codec: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fallback:
+        monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
+
+    def damaged(what: str) -> shardstore.Store:
+        with shardstore.Writer(tmp_path / what, codec=codec, shard_bytes=4096 * 8) as writer:
+            writer.append({"x": np.arange(20_000)})
+        path = tmp_path / what / "x/c/2"
+        if what == "missing":
+            path.unlink()
+        elif what == "short":
+            os.truncate(path, path.stat().st_size - 1)
+        elif what == "empty":
+            os.truncate(path, 0)
+        else:
+            with path.open("ab") as file:
+                file.write(b"x")
+        return shardstore.open(tmp_path / what)
+
+    for what, message in (("missing", "missing"), ("short", "short"), ("empty", "short"), ("long", "overlong")):
+        store = damaged(what)
+        with pytest.raises(shardstore.CorruptionError, match=message) as caught:
+            store["x"].take([10_000])
+        assert str(store.path / "x/c/2") in str(caught.value)
+
+
+def test_both_raw_readers_are_used(store: shardstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = store.manifest.columns["x"]
+    assert isinstance(open_reader(store.path, entry, len(store)), ContiguousReader)
+    monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
+    assert isinstance(open_reader(store.path, entry, len(store)), ShardwiseReader)
+
+
+def test_the_shardwise_reader_keeps_a_bounded_number_of_mappings(
+    store: shardstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
+    monkeypatch.setattr(ShardwiseReader, "MAX_OPEN", 3)
+    rows = np.random.default_rng(0).permutation(100_000)
+    assert np.array_equal(store["x"].take(rows), rows)
+    if Path("/proc/self/maps").exists():
+        gc.collect()
+        assert maps_of(store) == 3
+
+
+_LIMITED = """
+import resource, sys, numpy as np, shardstore
+store = shardstore.open(sys.argv[1])
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+rows = np.arange(0, len(store), 4000)
+assert np.array_equal(store["x"].take(rows)[:, 0], rows)
+print(type(store.files._readers["x"]).__name__)
+"""
+
+
+@linux
+def test_a_process_without_address_space_reads_shard_by_shard(tmp_path: Path) -> None:
+    with shardstore.Writer(tmp_path / "s", shard_bytes="4MiB") as writer:
+        for start in range(0, 40_000, 1000):
+            rows = np.zeros((1000, 512))
+            rows[:, 0] = np.arange(start, start + 1000)
+            writer.append({"x": rows})
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, str(tmp_path / "s")], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("ShardwiseReader\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shard_nbytes", "row_nbytes"), [(4096, 8), (4096 * 785, 785), (785, 785), (1, 1), (3 * 4096 * 7, 21), (100, 100)]
+)
+def test_spacing_is_whole_pages_and_whole_rows(shard_nbytes: int, row_nbytes: int) -> None:
+    spacing = mapping.spacing_nbytes(shard_nbytes, row_nbytes)
+    assert spacing >= shard_nbytes
+    assert spacing % resource.getpagesize() == 0
+    assert spacing % row_nbytes == 0
+
+
+@linux
+@pytest.mark.parametrize("codec", ["raw", "zstd:1", "blosc:lz4"])
+def test_a_forked_child_reads_on(tmp_path: Path, codec: str) -> None:
+    with shardstore.Writer(tmp_path / "s", codec=codec, shard_bytes=4096 * 8, chunk_bytes=4096) as writer:
+        writer.append({"x": np.arange(100_000)})
+    store = shardstore.open(tmp_path / "s")
+    rows = np.random.default_rng(0).permutation(100_000)[:5000]
+    assert np.array_equal(store["x"].take(rows), rows)  # starts threads where they are used
+
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            store["x"].take(rows)
+
+    # Another thread is likely to hold a lock at the time of a fork.
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for _ in range(5):
+            child = _fork()
+            if child == 0:
+                os._exit(0 if np.array_equal(store["x"].take(rows[::-1]), rows[::-1]) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 warns of what this test is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def test_threads_read_the_same(store: shardstore.Store) -> None:
+    rows = np.random.default_rng(0).permutation(100_000)
+    results: list[bool] = []
+
+    def read() -> None:
+        results.extend(np.array_equal(store["x"].take(rows), rows) for _ in range(10))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 40

@@ -1,0 +1,179 @@
+"""The permutation: a bijection at every size, the same for ever, and random enough for training."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardstore.order import ORDER_VERSION, SORTED_ROWS, Order, epoch_key, permute
+
+KEY = epoch_key(0, 0)
+
+
+def whole(count: int, key: bytes = KEY) -> np.ndarray:
+    return permute(count, key, np.arange(count, dtype=np.int64))
+
+
+def is_permutation(values: np.ndarray) -> bool:
+    return bool((np.bincount(values, minlength=len(values)) == 1).all()) if len(values) else True
+
+
+def test_bijective_for_every_small_count() -> None:
+    for count in range(5001):
+        assert is_permutation(whole(count)), count
+
+
+@pytest.mark.parametrize("bits", range(12, 22))
+def test_bijective_around_powers_of_two(bits: int) -> None:
+    for count in (2**bits - 1, 2**bits, 2**bits + 1):
+        assert is_permutation(whole(count)), count
+
+
+@given(st.integers(SORTED_ROWS - 2, 200_000), st.integers(), st.integers(0, 10**6))
+def test_bijective_for_any_count_seed_and_epoch(count: int, seed: int, epoch: int) -> None:
+    assert is_permutation(whole(count, epoch_key(seed, epoch)))
+
+
+@given(st.integers(1, 2**62), st.integers(0, 2**62), st.binary(min_size=64, max_size=64))
+def test_windows_of_huge_ranges_stay_inside_and_apart(count: int, start: int, key: bytes) -> None:
+    start %= count
+    positions = np.arange(start, min(start + 1000, count), dtype=np.int64)
+    rows = permute(count, key, positions)
+    assert rows.dtype == np.int64
+    assert rows.min() >= 0
+    assert rows.max() < count
+    assert len(np.unique(rows)) == len(positions)
+
+
+@given(st.integers(1, 50_000), st.data())
+def test_any_positions_in_any_order_give_the_same_rows(count: int, data: st.DataObject) -> None:
+    positions = np.array(data.draw(st.lists(st.integers(0, count - 1), max_size=50)), np.int64)
+    assert permute(count, KEY, positions).tolist() == whole(count)[positions].tolist()
+
+
+@pytest.mark.parametrize("count", [2**32 - 1, 2**32, 2**32 + 1])
+def test_walking_at_the_end_of_32_bits(count: int) -> None:
+    positions = np.arange(count - 5000, count, dtype=np.int64)
+    rows = permute(count, KEY, positions)
+    assert rows.max() < count
+    assert len(np.unique(rows)) == 5000
+
+
+# Orders are promises. If these change, ORDER_VERSION must change, and the old version must stay readable.
+GOLDEN = {
+    (1, 0, 0): [0],
+    (2, 0, 0): [1, 0],
+    (10, 0, 0): [2, 6, 1, 3, 0, 8, 4, 5],
+    (10, 0, 1): [5, 6, 0, 8, 1, 4, 9, 2],
+    (10, 1, 0): [1, 7, 0, 6, 4, 8, 9, 2],
+    (10, -1, 0): [9, 3, 4, 2, 1, 6, 7, 5],
+    (4096, 0, 0): [2935, 1960, 3526, 472, 1760, 1843, 1632, 2102],
+    (4097, 0, 0): [1773, 1402, 793, 3052, 543, 690, 4062, 1577],
+    (60000, 0, 0): [58811, 49065, 39044, 52944, 3193, 16851, 33549, 14284],
+    (60000, 1180591620717411303424, 3): [46658, 51190, 17659, 23868, 32738, 11620, 1194, 18546],
+    (600000, 0, 0): [483596, 533944, 63930, 423810, 494203, 477298, 447150, 300873],
+    (600000, 41, 1): [301061, 548106, 557334, 584508, 115921, 460361, 264989, 369348],
+    (4294967296, 0, 0): [2156269652, 179293448, 3190952558, 1835791141, 941983039, 3519942667, 3595163903, 2199551861],
+    (4294967297, 0, 0): [3438884813, 840480189, 774328078, 2860404887, 1649670877, 252608727, 3345004530, 82632582],
+    (1000000000000, 0, 0): [
+        169915626620,
+        61360658700,
+        451060106416,
+        208366868001,
+        134212133476,
+        310350268457,
+        225695202104,
+        159920641010,
+    ],
+    (4611686018427387904, 5, 7): [
+        2309593544118057823,
+        1433623138362158772,
+        1946386515466522570,
+        925032102647450054,
+        1189753410725618393,
+        4055325142355651643,
+        3265033489168620777,
+        2234754083188034203,
+    ],
+}
+
+
+def test_golden_values() -> None:
+    assert ORDER_VERSION == 1
+    for (count, seed, epoch), expected in GOLDEN.items():
+        steps = max(1, len(expected) - 1)
+        positions = np.array([i * (count - 1) // steps for i in range(len(expected))], np.int64)
+        assert Order(count, True, seed).rows(epoch, positions).tolist() == expected, (count, seed, epoch)
+
+
+def test_seed_and_epoch_are_hashed_not_added() -> None:
+    keys = {epoch_key(seed, epoch) for seed in range(-20, 20) for epoch in range(20)}
+    assert len(keys) == 800
+    assert epoch_key(41, 1) != epoch_key(42, 0)
+    # Neither do the digits of one run into the other.
+    assert epoch_key(1, 11) != epoch_key(11, 1)
+
+
+def test_every_permutation_of_few_rows_is_as_likely() -> None:
+    for count in (2, 3, 4, 5):
+        trials = math.factorial(count) * 50
+        seen = Counter(tuple(whole(count, epoch_key(seed, 0)).tolist()) for seed in range(trials))
+        chi2 = sum((seen[p] - 50) ** 2 / 50 for p in permutations(range(count)))
+        freedom = math.factorial(count) - 1
+        assert abs(chi2 - freedom) < 5 * math.sqrt(2 * freedom), count
+
+
+def shuffle_defects(rows: np.ndarray) -> list[str]:
+    """Return what is not random about an order, each check at five standard deviations or more."""
+    count, defects = len(rows), []
+    batches = rows[: count // 256 * 256].reshape(-1, 256)
+    # Parity, and which half of the store, per batch: both binomial (256, 1/2).
+    for name, property_ in (("parity", batches & 1), ("half", batches >= count // 2)):
+        sums = property_.sum(1)
+        if abs(sums.mean() - 128) > 5 * 8 / math.sqrt(len(sums)) or abs(sums.var() / 64 - 1) > 5 * math.sqrt(
+            2 / len(sums)
+        ):
+            defects.append(name)
+    # Distances of neighbours: triangular on [0, count), whose mean is a third; and spread over all distances.
+    distance = np.abs(np.diff(rows)) / count
+    if abs(distance.mean() - 1 / 3) > 5 * 0.236 / math.sqrt(count):
+        defects.append("distance")
+    histogram = np.histogram(distance, 32, (0, 1))[0] / len(distance)
+    entropy = -(histogram[histogram > 0] * np.log2(histogram[histogram > 0])).sum()
+    if abs(entropy - 4.72) > 0.1:
+        defects.append("entropy")
+    # Correlation of a position with its row.
+    if abs(np.corrcoef(np.arange(count), rows)[0, 1]) > 5 / math.sqrt(count):
+        defects.append("correlation")
+    return defects
+
+
+@pytest.mark.parametrize("count", [4096, 4097, 10_000, 65_536, 65_537, 600_000])
+def test_orders_look_random(count: int) -> None:
+    for epoch in range(3):
+        assert shuffle_defects(whole(count, epoch_key(7, epoch))) == []
+
+
+def test_the_checks_of_randomness_find_bad_orders() -> None:
+    count = 65_536
+    positions = np.arange(count)
+    assert "correlation" in shuffle_defects(positions)
+    assert "parity" in shuffle_defects(np.concatenate([positions[::2], positions[1::2]]))
+    assert shuffle_defects((positions * 40_503) % count)  # linear: a bijection, and batches of one parity pattern
+    windows = np.random.default_rng(0).permuted(positions.reshape(-1, 1024), axis=1).reshape(-1)
+    assert "distance" in shuffle_defects(windows)
+
+
+def test_epochs_and_neighbouring_seeds_are_unrelated() -> None:
+    count = 50_000
+    orders = [whole(count, epoch_key(seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert abs(np.corrcoef(one, other)[0, 1]) < 5 / math.sqrt(count)
+            assert (one == other).sum() < 12  # one is expected
