@@ -195,7 +195,7 @@ def _user_errors() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt:
@@ -204,6 +204,8 @@ def _user_errors() -> Iterator[None]:
         _fail(str(error), 1)
     except (ShardStoreError, ValueError) as error:
         _fail(str(error), 2)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -54,8 +54,9 @@ def run_demo(say: Callable[[str], None], directory: Path | None = None) -> DemoR
         raise ShardStoreError("the demo trains a PyTorch model: install it with python -m pip install torch") from None
     from shardstore.torch import StoreIterableDataset
 
-    memory = current_memory()
-    say(f"0. Before: Python and PyTorch hold {_mib(memory.anonymous) if memory else 'an unknown amount'} of anonymous memory")
+    before = current_memory()
+    held = _mib(before.anonymous) if before else "an unknown amount"
+    say(f"0. Before: Python and PyTorch hold {held} of anonymous memory")
     with PeakMemory() as peak, _store_directory(directory) as path, resources.as_file(_data()) as dumps:
         say(f"1. Ingest: {len(list(dumps.glob('*.npy')))} .npy files, split as {SPLIT}")
         begin = time.perf_counter()

@@ -1,0 +1,195 @@
+"""The command line as a user has it: a child process, its output and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import shardstore
+from shardstore.cli import app
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shardstore", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture
+def dumps(tmp_path: Path) -> Path:
+    folder = tmp_path / "dumps"
+    folder.mkdir()
+    table = np.arange(3000, dtype=np.float32).reshape(-1, 10)
+    table[:, -1] %= 7
+    for name, rows in (("part-1", slice(0, 100)), ("part-2", slice(100, 101)), ("part-10", slice(101, None))):
+        np.save(folder / f"{name}.npy", table[rows])
+    return folder
+
+
+def table_of(dumps: Path) -> np.ndarray:
+    return np.concatenate([np.load(dumps / f"part-{i}.npy") for i in (1, 2, 10)])
+
+
+def test_ingest_info_head_verify_export(tmp_path: Path, dumps: Path) -> None:
+    done = run("ingest", dumps, tmp_path / "s", "--split", "x=:-1,y=-1@int64", "--codec", "x=zstd:1", "--workers", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "300 rows, 2 columns, 2 shard files" in done.stdout
+    expected = table_of(dumps)
+    store = shardstore.open(tmp_path / "s")
+    assert np.array_equal(store["x"][:], expected[:, :-1])
+    assert np.array_equal(store["y"][:], expected[:, -1].astype(np.int64))
+    assert store.schema["y"].dtype == np.int64
+
+    done = run("info", tmp_path / "s")
+    assert done.returncode == 0
+    assert "300 rows" in done.stdout
+    assert "zstd:1" in done.stdout
+    described = json.loads(run("info", "--json", tmp_path / "s").stdout)
+    assert described["rows"] == 300
+    assert described["columns"]["y"]["dtype"] == "int64"
+    assert [source["name"] for source in described["sources"]] == ["part-1.npy", "part-2.npy", "part-10.npy"]
+
+    done = run("head", tmp_path / "s", "-n", "3")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 4
+    assert run("head", tmp_path / "s", "-n", "0").returncode == 0
+
+    done = run("verify", tmp_path / "s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ok: 5 files")
+    assert json.loads(run("verify", tmp_path / "s", "--json").stdout)["ok"] is True
+
+    done = run("export", tmp_path / "s", tmp_path / "out")
+    assert done.returncode == 0
+    for name in ("x", "y"):
+        exported = np.load(tmp_path / "out" / f"{name}.npy")
+        assert exported.dtype == store[name].dtype
+        assert np.array_equal(exported, store[name][:])
+    assert run("export", tmp_path / "s", tmp_path / "out").returncode == 2
+
+
+def test_a_shells_expansion_keeps_its_order_and_says_so(tmp_path: Path, dumps: Path) -> None:
+    expanded = sorted(dumps.glob("*.npy"))
+    assert [file.name for file in expanded] == ["part-1.npy", "part-10.npy", "part-2.npy"]
+    done = run("ingest", *expanded, tmp_path / "s")
+    assert done.returncode == 0
+    assert done.stderr.startswith("note: files are taken in the order given")
+    found = shardstore.open(tmp_path / "s")["data"][:]
+    assert np.array_equal(found, np.concatenate([np.load(file) for file in expanded]))
+    done = run("ingest", dumps / "*.npy", tmp_path / "t")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert np.array_equal(shardstore.open(tmp_path / "t")["data"][:], table_of(dumps))
+
+
+def test_parallel_files(tmp_path: Path, dumps: Path) -> None:
+    for file in dumps.glob("part-*.npy"):
+        np.save(dumps / file.name.replace("part", "label"), np.arange(len(np.load(file))))
+    columns = ("--column", f"x={dumps}/part-*.npy", "--column", f"y={dumps}/label-*.npy")
+    done = run("ingest", *columns, tmp_path / "s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert np.array_equal(shardstore.open(tmp_path / "s")["x"][:], table_of(dumps))
+    assert run("ingest", *columns, dumps, tmp_path / "t").returncode == 2
+    assert "named twice" in run("ingest", *columns, *columns, tmp_path / "t").stderr
+
+
+def test_overwrite(tmp_path: Path, dumps: Path) -> None:
+    assert run("ingest", dumps, tmp_path / "s").returncode == 0
+    done = run("ingest", dumps, tmp_path / "s", "--split", "y=0")
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert run("ingest", dumps, tmp_path / "s", "--split", "y=0", "--overwrite").returncode == 0
+    assert shardstore.open(tmp_path / "s").columns == ("y",)
+
+
+def test_a_damaged_store_is_named_and_fails_the_check(tmp_path: Path, dumps: Path) -> None:
+    run("ingest", dumps, tmp_path / "s", "--chunk-bytes", "400")
+    shard = tmp_path / "s/data/c/0/0"
+    data = bytearray(shard.read_bytes())
+    data[8 * 40 * 3] ^= 1
+    shard.write_bytes(data)
+    done = run("verify", tmp_path / "s")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("damaged: data/c/0/0, chunk 3 (rows 24 to 31): CRC32C is")
+    report = json.loads(run("verify", "--json", tmp_path / "s").stdout)
+    assert (report["damages"][0]["chunk"], report["damages"][0]["rows"]) == (3, [24, 32])
+    shard.unlink()
+    assert run("head", tmp_path / "s").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("ingest", "gone.npy", "d"), 2, "gone.npy: no such file"),
+        (("ingest", "gone-*.npy", "d"), 2, "gone-*.npy: the pattern matches no file"),
+        (("ingest", "d"), 2, "name at least one source"),
+        (("ingest", "dumps", "d", "--codec", "lzma"), 2, "unknown codec 'lzma'"),
+        (("ingest", "dumps", "d", "--codec", "q=raw"), 2, "a codec is given for column 'q'"),
+        (("ingest", "dumps", "d", "--shard-bytes", "big"), 2, "not a size in bytes: 'big'"),
+        (("ingest", "dumps", "d", "--split", "x=:0"), 2, "overlaps nothing"),
+        (("ingest", "dumps", "d", "--split", "x=0,x=1"), 2, "named twice"),
+        (("ingest", "dumps", "d", "--split", "a/b=0"), 2, "bad column name 'a/b'"),
+        (("ingest", "dumps", "d", "--split", "y=-1@uint8,x=0@int8"), 2, "would change in a cast to int8"),
+        (("ingest", "dumps", "dumps/d"), 2, "lies inside the source folder"),
+        (("ingest", "--column", "x", "d"), 2, "--column 'x': expected NAME=GLOB"),
+        (("info", "gone"), 2, "not a shardstore store: no such directory"),
+        (("info", "dumps"), 2, "not a shardstore store: no zarr.json"),
+        (("verify", "dumps/part-1.npy"), 2, "it is a file"),
+        (("head", "gone"), 2, "not a shardstore store"),
+        (("export", "gone", "d"), 2, "not a shardstore store"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    tmp_path: Path,
+    dumps: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_usage() -> None:
+    assert run("--version").stdout.strip() == shardstore.__version__
+    assert run("--help").returncode == 0
+    assert run("nonsense").returncode == 2
+    assert run("ingest").returncode == 2
+    for command in ("ingest", "info", "head", "verify", "export", "demo"):
+        assert command in CliRunner().invoke(app, "--help").stdout
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_progress_is_drawn_on_a_terminal_only(tmp_path: Path, dumps: Path) -> None:
+    assert run("ingest", dumps, tmp_path / "piped").stderr == ""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "shardstore", "ingest", str(dumps), str(tmp_path / "drawn")]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=environment) as process:
+        os.close(follower)
+        drawn = b""
+        try:
+            while piece := os.read(leader, 4096):
+                drawn += piece
+        except OSError:
+            pass  # Linux says so when the last writer has gone
+        process.communicate()
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"ingest" in drawn
+    assert b"KiB" in drawn

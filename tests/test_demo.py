@@ -1,0 +1,25 @@
+"""The demo, which is what a newcomer runs first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import shardstore
+from shardstore.demo import run_demo
+
+pytest.importorskip("torch", reason="the torch extra is not installed")
+
+
+def test_the_demo_learns_to_read(tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = run_demo(lines.append, tmp_path / "digits")
+    assert result.accuracy >= 0.95
+    assert result.held_out > 300
+    text = "\n".join(lines)
+    for figure in ("1,797 rows", "MB/s", "rows/s", "accuracy", "peak anonymous memory"):
+        assert figure in text
+    store = shardstore.open(tmp_path / "digits")
+    assert len(store) == 1797
+    assert store.verify().ok
