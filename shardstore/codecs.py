@@ -76,12 +76,23 @@ class Codec:
             stored += crc32c(stored).to_bytes(CHECKSUM_NBYTES, "little")
         return stored
 
+    def checksum(self, stored: bytes) -> int:
+        """Return what the checksum table holds for a chunk: the CRC32C of its stored bytes.
+
+        That of a blosc chunk leaves out the CRC32C at its end: the CRC32C of any bytes with their own CRC32C
+        behind them is one and the same number, which would vouch for nothing.
+        """
+        return crc32c(stored[:-CHECKSUM_NBYTES] if self.kind == "blosc" else stored)
+
     def decode_into(self, stored: bytes, out: NDArray[Any]) -> None:
         """Decode one chunk's stored bytes into `out`, a whole C-contiguous chunk; raise `ValueError` if damaged."""
         if self.kind == "blosc":
             stored, tail = stored[:-CHECKSUM_NBYTES], stored[-CHECKSUM_NBYTES:]
             if crc32c(stored) != int.from_bytes(tail, "little"):
                 raise ValueError("the chunk's CRC32C does not match its bytes")
+        found = self._decoded_nbytes(stored)
+        if found != out.nbytes:
+            raise ValueError(f"the {self.kind} chunk holds {found:,} bytes, expected {out.nbytes:,}")
         try:
             if self.is_raw:
                 out.reshape(-1).view(np.uint8)[:] = np.frombuffer(stored, np.uint8)
@@ -89,6 +100,14 @@ class Codec:
                 self._compressor.decode(stored, out=out)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the {self.kind} chunk does not decode: {error}") from error
+
+    def _decoded_nbytes(self, stored: bytes) -> int:
+        """Return how many bytes a chunk says that it decodes to; the compressors check only that they fit."""
+        if self.kind == "raw":
+            return len(stored)
+        if self.kind == "blosc":  # a header of 16 bytes: versions, flags, type size, decoded size, …
+            return int.from_bytes(stored[4:8], "little") if len(stored) >= 16 else -1
+        return _zstd_content_nbytes(stored)
 
     def zarr_codecs(self, itemsize: int) -> list[dict[str, Any]]:
         """Return the Zarr v3 codec chain of one chunk whose items have `itemsize` bytes."""
@@ -105,6 +124,20 @@ class Codec:
             }
             chain += [{"name": "blosc", "configuration": configuration}, {"name": "crc32c"}]
         return chain
+
+
+def _zstd_content_nbytes(frame: bytes) -> int:
+    """Return the content size in a Zstandard frame's header (RFC 8878, 3.1.1.1), -1 if there is none."""
+    if len(frame) < 6 or frame[:4] != b"\x28\xb5\x2f\xfd":
+        return -1
+    descriptor = frame[4]
+    single_segment = descriptor >> 5 & 1
+    size = (single_segment, 2, 4, 8)[descriptor >> 6]
+    # After magic number and descriptor: the window size unless it is one segment, then the dictionary's number.
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    if not size:
+        return -1
+    return int.from_bytes(frame[start : start + size], "little") + (256 if size == 2 else 0)
 
 
 def bytes_codec(itemsize: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ checked against it, so that no part of them can be damaged unseen.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from shardstore.checksum import crc32c
 from shardstore.codecs import Codec, bytes_codec
 from shardstore.errors import CorruptionError, FormatError, SchemaError
-from shardstore.schema import ColumnLayout, Field
-from shardstore.shardfile import ShardRecord
+from shardstore.schema import STORED_DTYPES, ColumnLayout, Field
+from shardstore.shardfile import ShardRecord, footer_nbytes
 
 FORMAT_VERSION = 1
 METADATA_FILE = "zarr.json"
@@ -74,12 +75,11 @@ class Manifest:
             "zarr_format": 3,
             "node_type": "group",
             "attributes": {_ATTRIBUTE: {**body, "crc32c": _json_crc32c(body)}},
-            "consolidated_metadata": {
-                "kind": "inline",
-                "must_understand": False,
-                "metadata": self.array_documents(),
-            },
+            "consolidated_metadata": self._consolidated_metadata(),
         }
+
+    def _consolidated_metadata(self) -> dict[str, Any]:
+        return {"kind": "inline", "must_understand": False, "metadata": self.array_documents()}
 
     def array_documents(self) -> dict[str, dict[str, Any]]:
         """Return the `zarr.json` of every array, by its path within the store."""
@@ -117,31 +117,37 @@ class Manifest:
         if body.pop("crc32c", None) != _json_crc32c(body):
             raise CorruptionError(f"{where}: the manifest does not match its checksum; {_RESTORE}")
         try:
-            manifest = cls(
-                store_id=str(body["store_id"]),
-                generation=int(body["generation"]),
-                rows=int(body["rows"]),
-                shard_rows=int(body["shard_rows"]),
-                columns=MappingProxyType(
-                    {column["name"]: _read_column(column, body["shard_rows"]) for column in body["columns"]}
-                ),
-                provenance=body["provenance"],
-            )
-        except (TypeError, KeyError, ValueError, SchemaError) as error:
+            manifest = cls._read(body)
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}; install a newer shardstore") from None
+        except (TypeError, KeyError, IndexError, ValueError, OverflowError, SchemaError) as error:
             raise CorruptionError(f"{where}: the manifest is incomplete or wrong ({error!r}); {_RESTORE}") from error
-        manifest._check(document, where)
+        manifest._check_group(document, where)
         return manifest
 
-    def _check(self, document: Any, where: str) -> None:
-        for name, entry in self.columns.items():
-            shards = entry.layout.num_shards(self.rows)
-            if len(entry.nbytes) != shards or len(entry.footer_crc32c) != shards:
-                raise CorruptionError(
-                    f"{where}: column {name!r} of {self.rows:,} rows needs {shards} shards, but the manifest "
-                    f"lists {len(entry.nbytes)}; {_RESTORE}"
-                )
-        if document.get("consolidated_metadata", {}).get("metadata") != self.array_documents():
-            raise CorruptionError(f"{where}: the consolidated metadata does not match the manifest; {_RESTORE}")
+    @classmethod
+    def _read(cls, body: Mapping[str, Any]) -> Manifest:
+        rows, shard_rows = _integer(body, "rows", 0), _integer(body, "shard_rows", 1)
+        if shard_rows & (shard_rows - 1):
+            raise ValueError(f"shard_rows is {shard_rows}, expected a power of two")
+        entries = [_read_column(column, rows, shard_rows) for column in body["columns"]]
+        columns = {entry.layout.field.name: entry for entry in entries}
+        if len(columns) != len(entries) or not columns:
+            raise ValueError("expected at least one column, and different names")
+        return cls(
+            store_id=str(body["store_id"]),
+            generation=_integer(body, "generation", 1),
+            rows=rows,
+            shard_rows=shard_rows,
+            columns=MappingProxyType(columns),
+            provenance=dict(body["provenance"]),
+        )
+
+    def _check_group(self, document: Mapping[str, Any], where: str) -> None:
+        expected = {"zarr_format": 3, "node_type": "group", "consolidated_metadata": self._consolidated_metadata()}
+        for key, value in expected.items():
+            if document.get(key) != value:
+                raise CorruptionError(f"{where}: its {key} does not match the manifest; {_RESTORE}")
 
 
 _RESTORE = "restore zarr.json from a copy or ingest again"
@@ -162,6 +168,8 @@ def load_manifest(store: Path) -> Manifest:
         raise FormatError(f"{store}: not a shardstore store: {what}; expected a directory made by an ingest") from None
     except NotADirectoryError:
         raise FormatError(f"{store}: not a shardstore store: it is a file, expected a directory") from None
+    except IsADirectoryError:
+        raise FormatError(f"{store}: not a shardstore store: its zarr.json is a directory") from None
     try:
         document = json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -195,19 +203,69 @@ def _column_body(entry: ColumnEntry) -> dict[str, Any]:
     }
 
 
-def _read_column(body: Mapping[str, Any], shard_rows: int) -> ColumnEntry:
-    if body["kind"] != "fixed":
-        raise FormatError(f"column {body['name']!r} is of kind {body['kind']!r}, which this release cannot read")
+def _read_column(body: Mapping[str, Any], rows: int, shard_rows: int) -> ColumnEntry:
+    for key, known in _KNOWN.items():
+        if not known(body[key]):
+            raise FormatError(f"column {body['name']!r} has the {key} {body[key]!r}, which this release cannot read")
     dtype, row_shape, logical = np.dtype(body["dtype"]), tuple(body["row_shape"]), body["logical"]
+    if min(row_shape, default=0) < 0:
+        raise ValueError(f"row_shape is {row_shape}")
     if logical == "bytes":
         dtype, row_shape = np.dtype(("S", row_shape[-1])), row_shape[:-1]
     elif logical is not None:
         dtype = np.dtype(logical)
     spec = Field.of(body["name"], dtype, row_shape)
-    layout = ColumnLayout(spec, Codec.parse(body["codec"]), int(shard_rows), int(body["chunk_rows"]))
-    if layout.chunk_rows < 1 or layout.shard_rows % layout.chunk_rows:
-        raise ValueError(f"chunks of {layout.chunk_rows} rows do not divide shards of {layout.shard_rows}")
-    return ColumnEntry(layout, np.array(body["shard_nbytes"], np.int64), np.array(body["footer_crc32c"], np.int64))
+    if spec.stored_dtype.name != body["dtype"]:
+        raise ValueError(f"{logical} is not stored as {body['dtype']}")
+    layout = ColumnLayout(spec, Codec.parse(body["codec"]), shard_rows, _integer(body, "chunk_rows", 1))
+    if shard_rows % layout.chunk_rows:
+        raise ValueError(f"chunks of {layout.chunk_rows} rows do not divide shards of {shard_rows}")
+    entry = ColumnEntry(layout, np.array(body["shard_nbytes"], np.int64), np.array(body["footer_crc32c"], np.int64))
+    _check_sizes(entry, rows)
+    return entry
+
+
+def _check_sizes(entry: ColumnEntry, rows: int) -> None:
+    """Raise `ValueError` unless the sizes of the shard files fit `rows` rows: raw files are mapped by them."""
+    layout = entry.layout
+    shards = layout.num_shards(rows)
+    if not entry.nbytes.shape == entry.footer_crc32c.shape == (shards,):
+        raise ValueError(f"{rows:,} rows need {shards} shards, but the manifest lists {len(entry.nbytes)}")
+    if not shards:
+        return
+    data_nbytes = entry.nbytes - footer_nbytes(layout.slots)
+    if layout.codec.is_raw:
+        chunks = np.full(shards, layout.slots, np.int64)
+        chunks[-1] = layout.chunks_for(layout.rows_in_shard(shards - 1, rows))
+        if (data_nbytes != chunks * layout.chunk_nbytes).any():
+            raise ValueError(f"the sizes of the shard files of column {layout.field.name!r} do not fit its rows")
+    elif (data_nbytes <= 0).any():
+        raise ValueError(f"a shard file of column {layout.field.name!r} is smaller than its footer")
+
+
+def _integer(body: Mapping[str, Any], key: str, least: int) -> int:
+    value = body[key]
+    if type(value) is not int or value < least:
+        raise ValueError(f"{key} is {value!r}, expected an integer of at least {least}")
+    return value
+
+
+def _is_codec(text: str) -> bool:
+    try:
+        Codec.parse(text)
+    except SchemaError:
+        return False
+    return True
+
+
+_TIME = re.compile(r"(datetime64|timedelta64)\[([1-9][0-9]*)?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]")
+# What a later release may add to: to meet more is no damage.
+_KNOWN: Mapping[str, Callable[[Any], bool]] = {
+    "kind": lambda kind: kind == "fixed",
+    "dtype": lambda dtype: dtype in STORED_DTYPES,
+    "logical": lambda logical: logical in (None, "bytes") or _TIME.fullmatch(logical) is not None,
+    "codec": _is_codec,
+}
 
 
 def _array_document(layout: ColumnLayout, rows: int) -> dict[str, Any]:

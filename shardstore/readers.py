@@ -211,7 +211,7 @@ class ChunkReader:
             layout.codec.decode_into(stored, decoded.view(layout.field.stored_dtype))
         except ValueError as error:
             first = chunk * layout.chunk_rows
-            last = min(first + layout.chunk_rows, self._rows)
+            last = min(first + layout.chunk_rows, self._rows) - 1
             raise CorruptionError(f"{path}, chunk {slot} (rows {first:,} to {last:,}): {error}; {RESTORE}") from None
         return decoded
 

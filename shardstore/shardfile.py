@@ -1,14 +1,15 @@
 """One shard file: chunks back to back from byte 0, then their checksums, then the Zarr shard index.
 
-    chunk 0 | chunk 1 | … | slots × uint32 CRC32C | slots × (offset, nbytes) uint64 | CRC32C of those
+    chunk 0 | chunk 1 | … | slots × uint32 CRC32C | slots × (offset, nbytes) uint64 | CRC32C of the index
 
-The last two parts are the *footer*. Its own CRC32C goes into the store's manifest, so that the manifest vouches
-for the footer and the footer for every chunk.
+The last three parts are the *footer*. The CRC32C of the first two of them goes into the store's manifest, so that the
+manifest vouches for the footer and the footer for every chunk.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,22 @@ def footer_nbytes(slots: int) -> int:
     return slots * (CHECKSUM_NBYTES + _INDEX_ENTRY_NBYTES) + CHECKSUM_NBYTES
 
 
+def footer_checksum(footer: bytes) -> int:
+    """Return the CRC32C that the manifest keeps of a footer.
+
+    It leaves out the index checksum at the end: with it, the CRC32C would not depend on the index, since what
+    follows a part of itself with that part's own CRC32C cancels out.
+    """
+    return crc32c(footer[:-CHECKSUM_NBYTES])
+
+
 @dataclass(frozen=True)
 class ShardRecord:
     """What the manifest keeps of one shard file.
 
     Attributes:
         nbytes: size of the whole file.
-        footer_crc32c: CRC32C of its footer.
+        footer_crc32c: CRC32C of its footer without the index checksum at the end.
     """
 
     nbytes: int
@@ -149,7 +159,7 @@ class ShardWriter:
         self._file.close()
         self._partial.replace(self._path)
         fsync_directory(self._path.parent)
-        return ShardRecord(nbytes, crc32c(data))
+        return ShardRecord(nbytes, footer_checksum(data))
 
     def _end_chunk(self) -> None:
         if self._chunk is None:
@@ -159,7 +169,7 @@ class ShardWriter:
         else:
             stored = self._layout.codec.encode(self._chunk.view(self._layout.field.stored_dtype))
             self._write(stored)
-            self._checksums.append(crc32c(stored))
+            self._checksums.append(self._layout.codec.checksum(stored))
             self._bounds.append(self._bounds[-1] + len(stored))
 
     def _write(self, data: bytes | NDArray[Any]) -> None:
@@ -187,9 +197,13 @@ def open_shard(path: Path, nbytes: int) -> int:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CorruptionError(f"{path}: the shard file is missing ({nbytes:,} bytes expected); {RESTORE}") from None
-    found = os.fstat(descriptor).st_size
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise CorruptionError(f"{path}: not a file, expected a shard file of {nbytes:,} bytes; {RESTORE}")
+    found = status.st_size
     if found != nbytes:
         os.close(descriptor)
         what = "short" if found < nbytes else "overlong"
@@ -206,8 +220,10 @@ def read_footer(descriptor: int, path: Path, layout: ColumnLayout, record: Shard
         CorruptionError: if any of it differs from what was written.
     """
     size = footer_nbytes(layout.slots)
+    if record.nbytes < size:
+        raise CorruptionError(f"{path}: {record.nbytes:,} bytes are less than a footer of {size:,}; {RESTORE}")
     data = read_at(descriptor, size, record.nbytes - size)
-    if crc32c(data) != record.footer_crc32c:
+    if footer_checksum(data) != record.footer_crc32c:
         raise CorruptionError(f"{path}: the footer does not match its checksum in the manifest; {RESTORE}")
     footer = Footer.from_bytes(data, layout.slots, layout.chunks_for(rows), str(path))
     if int(footer.bounds[-1]) + size != record.nbytes:
@@ -246,7 +262,7 @@ def check_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, rows: in
         stored = read_at(descriptor, end - begin, begin)
         start = chunk * layout.chunk_rows
         stop = min(start + layout.chunk_rows, rows)
-        found = crc32c(stored)
+        found = layout.codec.checksum(stored)
         if found != expected:
             yield DamagedChunk(chunk, start, stop, f"CRC32C is {found:08x}, expected {expected:08x}")
             continue

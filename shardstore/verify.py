@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shardstore.decoding import cpu_count
-from shardstore.errors import CorruptionError
-from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest
+from shardstore.errors import CorruptionError, FormatError
+from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest, load_manifest
 from shardstore.progress import byte_progress
 from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_footer
 
@@ -74,7 +74,7 @@ class _ShardResult:
 
 def verify_store(store: Path, manifest: Manifest, progress: bool | None = None) -> VerifyReport:
     """Check the metadata of all arrays, and of every shard file its size, its footer and each chunk."""
-    damages = list(_metadata_damages(store, manifest))
+    damages = [*_group_damages(store, manifest), *_metadata_damages(store, manifest)]
     shards = [(entry, shard) for entry in manifest.columns.values() for shard in range(len(entry.nbytes))]
     total = sum(int(entry.nbytes.sum()) for entry in manifest.columns.values())
     with byte_progress("verify", total, progress) as advance, ThreadPoolExecutor(cpu_count()) as executor:
@@ -89,6 +89,17 @@ def verify_store(store: Path, manifest: Manifest, progress: bool | None = None) 
         nbytes=sum(result.nbytes for result in results),
         damages=(*damages, *(damage for result in results for damage in result.damages)),
     )
+
+
+def _group_damages(store: Path, manifest: Manifest) -> Iterator[Damage]:
+    """Look again at the manifest: it may have been damaged since the store was opened."""
+    try:
+        found = load_manifest(store)
+    except (FormatError, CorruptionError) as error:
+        yield Damage(METADATA_FILE, str(error).removeprefix(f"{store / METADATA_FILE}: "))
+        return
+    if found.group_document() != manifest.group_document():
+        yield Damage(METADATA_FILE, "the store was replaced since it was opened")
 
 
 def _metadata_damages(store: Path, manifest: Manifest) -> Iterator[Damage]:

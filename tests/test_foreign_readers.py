@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,13 @@ def test_xarray_names_the_dimensions(images_store: dict[str, Any]) -> None:
         assert dict(dataset.sizes) == {"row": 301, "image_1": 28, "image_2": 28}
         assert dataset["image"].dims == ("row", "image_1", "image_2")
         assert dataset["label"].dims == ("row",)
+
+
+def test_the_code_of_the_specification_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[1] / "docs" / "format.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, str(page), "exec"), {})
 
 
 @pytest.mark.parametrize("dtype", STORED_DTYPES)

@@ -73,7 +73,7 @@ def read_column(store: Path, column: dict[str, Any], rows: int, shard_rows: int)
 def read_shard(data: bytes, column: dict[str, Any], shard: int, slots: int, out: NDArray[Any]) -> None:
     require(len(data) == column["shard_nbytes"][shard], "file size")
     footer = data[-(20 * slots + 4) :]
-    require(google_crc32c.value(footer) == column["footer_crc32c"][shard], "footer checksum")
+    require(google_crc32c.value(footer[:-4]) == column["footer_crc32c"][shard], "footer checksum")
     checksums = struct.unpack_from(f"<{slots}I", footer)
     index = footer[4 * slots : 20 * slots]
     require(google_crc32c.value(index) == struct.unpack("<I", footer[-4:])[0], "index checksum")
@@ -85,7 +85,7 @@ def read_shard(data: bytes, column: dict[str, Any], shard: int, slots: int, out:
         require(offset == end, "chunks back to back")
         end += nbytes
         stored = data[offset:end]
-        require(google_crc32c.value(stored) == checksums[k], f"checksum of chunk {k}")
+        require(chunk_checksum(stored, column["codec"]) == checksums[k], f"checksum of chunk {k}")
         decoded = decode(stored, column["codec"])
         values = np.frombuffer(decoded, out.dtype).reshape(chunk_rows, *out.shape[1:])
         part = out[k * chunk_rows : (k + 1) * chunk_rows]
@@ -94,6 +94,10 @@ def read_shard(data: bytes, column: dict[str, Any], shard: int, slots: int, out:
     require(end + len(footer) == len(data), "footer after the last chunk")
     require(set(entries[chunks:]) <= {(ABSENT, ABSENT)}, "absent chunks")
     require(not any(checksums[chunks:]), "checksums of absent chunks")
+
+
+def chunk_checksum(stored: bytes, codec: str) -> int:
+    return int(google_crc32c.value(stored[:-4] if codec.startswith("blosc") else stored))
 
 
 def decode(stored: bytes, codec: str) -> bytes:
@@ -149,7 +153,7 @@ def write_store(store: Path, column: dict[str, Any], array: NDArray[Any], shard_
     slots = shard_rows // column["chunk_rows"]
     starts = range(0, len(array), shard_rows) if prod(array.shape[1:]) else ()
     files = [shard_bytes(array[start : start + shard_rows], column, slots) for start in starts]
-    footers = [google_crc32c.value(file[-(20 * slots + 4) :]) for file in files]
+    footers = [google_crc32c.value(file[-(20 * slots + 4) : -4]) for file in files]
     column = column | {"shard_nbytes": [len(file) for file in files], "footer_crc32c": footers}
     for i, file in enumerate(files):
         path = store.joinpath(column["name"], "c", str(i), *("0" for _ in column["row_shape"]))
@@ -186,7 +190,7 @@ def shard_bytes(rows: NDArray[Any], column: dict[str, Any], slots: int) -> bytes
     whole = np.zeros((-(-len(rows) // chunk_rows) * chunk_rows, *rows.shape[1:]), rows.dtype)
     whole[: len(rows)] = rows
     chunks = [encode(whole[i : i + chunk_rows], column["codec"]) for i in range(0, len(whole), chunk_rows)]
-    checksums = [google_crc32c.value(chunk) for chunk in chunks] + [0] * (slots - len(chunks))
+    checksums = [chunk_checksum(chunk, column["codec"]) for chunk in chunks] + [0] * (slots - len(chunks))
     entries, end = [], 0
     for chunk in chunks:
         entries += [end, len(chunk)]

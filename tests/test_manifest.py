@@ -109,7 +109,8 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_every_flipped_bit_is_found_or_changes_nothing(store: Path) -> None:
+def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", {"x": np.arange(10.0)}, shard_bytes=64, chunk_bytes=16)
     edit_manifest(store, lambda body: body["provenance"].update(sources={"names": ['é\u2028"𝄞.npy']}))
     path = store / "zarr.json"
     # Written with as little white space as the package does: between the values nothing is meaningless.
@@ -122,12 +123,11 @@ def test_every_flipped_bit_is_found_or_changes_nothing(store: Path) -> None:
         path.write_bytes(damaged)
         try:
             load_manifest(store)
-        except ShardStoreError as error:
-            assert str(path) in str(error)
-        else:
-            # The case of a hexadecimal digit in an escaped character.
-            if json.loads(damaged) != original:
-                unseen.append(f"{bytes(damaged[bit // 8 - 20 : bit // 8 + 20])!r}, bit {bit % 8}")
+        except ShardStoreError:
+            continue
+        # What changes nothing is the case of a hexadecimal digit in an escaped character.
+        if json.loads(damaged) != original:
+            unseen.append(f"{bytes(damaged[max(0, bit // 8 - 20) : bit // 8 + 20])!r}, bit {bit % 8}")
     assert unseen == []
 
 
@@ -143,7 +143,7 @@ def test_every_truncation_is_found(store: Path) -> None:
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"\0" * 100, b"not JSON", b'{"a": 1}{', b"\x1f\x8b" + bytes(50)])
 def test_anything_but_json_is_damage(store: Path, data: bytes) -> None:
     (store / "zarr.json").write_bytes(data)
-    with pytest.raises(CorruptionError, match="zarr.json"):
+    with pytest.raises(CorruptionError, match=r"zarr\.json"):
         shardstore.open(store)
 
 
@@ -151,7 +151,7 @@ def test_anything_but_json_is_damage(store: Path, data: bytes) -> None:
 
 
 def test_what_is_not_there_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="absent: .*no such directory"):
+    with pytest.raises(FormatError, match=r"absent: .*no such directory"):
         shardstore.open(tmp_path / "absent")
 
 
@@ -223,6 +223,8 @@ def test_another_format_version_is_refused_before_anything_else_is_looked_at(sto
         ("codec", "gzip:5"),
         ("dtype", "float128"),
         ("dtype", "decimal"),
+        ("dtype", "object"),
+        ("logical", "datetime64"),
     ],
 )
 def test_what_a_later_release_may_bring_is_refused(store: Path, key: str, value: str) -> None:
@@ -271,7 +273,7 @@ INCONSISTENT: dict[str, Callable[[Any], Any]] = {
     "rows in words": changed("rows", "ten"),
     "a fraction of rows": changed("rows", 10.5),
     "other shard_rows": changed("shard_rows", 16),
-    "no shard_rows": changed("shard_rows", 0),
+    "shard_rows of 0": changed("shard_rows", 0),
     "negative shard_rows": changed("shard_rows", -8),
     "no columns": changed("columns", []),
     "columns by name": changed("columns", {"x": 1}),
@@ -281,16 +283,14 @@ INCONSISTENT: dict[str, Callable[[Any], Any]] = {
     "a number for a name": first(changed("name", 3)),
     "another name": first(changed("name", "other")),
     "another dtype": first(changed("dtype", "int32")),
-    "an object dtype": first(changed("dtype", "object")),
     "another row shape": first(changed("row_shape", [3])),
     "a negative row shape": first(changed("row_shape", [-2])),
     "a number for a row shape": first(changed("row_shape", 2)),
     "another codec": first(changed("codec", "zstd")),
-    "no chunk_rows": first(changed("chunk_rows", 0)),
+    "chunk_rows of 0": first(changed("chunk_rows", 0)),
     "chunk_rows that do not divide": first(changed("chunk_rows", 3)),
     "larger chunk_rows": first(changed("chunk_rows", 16)),
     "other chunk_rows": first(changed("chunk_rows", 1)),
-    "a time without a unit": lambda body: body["columns"][1].update(logical="datetime64"),
     "a logical type over another dtype": first(changed("logical", "datetime64[ms]")),
     "bytes over another dtype": first(changed("logical", "bytes")),
     "bytes without an axis": lambda body: body["columns"][2].update(row_shape=[]),
@@ -322,7 +322,7 @@ def test_shard_rows_that_are_no_power_of_two_are_damage(store: Path) -> None:
     layouts = [entry.layout for entry in load_manifest(store).columns.values()]
     columns = {layout.field.name: entry_of(ColumnLayout(layout.field, layout.codec, 6, 2), 10) for layout in layouts}
     odd = Manifest(str(uuid.uuid4()), 1, 10, 6, columns, {})
-    with pytest.raises(CorruptionError, match="shard_rows|power of two"):
+    with pytest.raises(CorruptionError, match=r"shard_rows|power of two"):
         read_back(odd)
 
 

@@ -25,6 +25,7 @@ from shardstore.shardfile import (
     ShardRecord,
     ShardWriter,
     check_chunks,
+    footer_checksum,
     footer_nbytes,
     open_shard,
     read_at,
@@ -99,7 +100,7 @@ def test_a_shard_reads_back_however_its_rows_came(
     assert record == write_shard(folder / "at once", array, layout)
     stored = (folder / "in pieces").read_bytes()
     assert stored == (folder / "at once").read_bytes()
-    assert record == ShardRecord(len(stored), crc32c(stored[-footer_nbytes(slots) :]))
+    assert record == ShardRecord(len(stored), crc32c(stored[-footer_nbytes(slots) : -4]))
     with opened(folder / "at once", record) as descriptor:
         footer = read_footer(descriptor, folder / "at once", layout, record, rows)
         found = list(check_chunks(descriptor, layout, footer, rows))
@@ -134,7 +135,7 @@ def test_a_footer_whose_chunks_leave_gaps_is_found(tmp_path: Path, bounds: list[
     write_shard(tmp_path / "0", array, layout)
     data = (tmp_path / "0").read_bytes()[:8] + Footer(np.array(bounds, np.uint64), np.zeros(2, np.uint32)).to_bytes(2)
     (tmp_path / "0").write_bytes(data)
-    record = ShardRecord(len(data), crc32c(data[8:]))
+    record = ShardRecord(len(data), crc32c(data[8:-4]))
     with pytest.raises(CorruptionError, match="chunks"):
         footer_of(tmp_path / "0", layout, record, 8)
 
@@ -150,7 +151,7 @@ def test_every_flipped_bit_of_a_footer_is_found(tmp_path: Path, codec: str, rows
     with opened(path, record) as descriptor:
         read_footer(descriptor, path, layout, record, rows)
         for bit in range(8 * begin, 8 * record.nbytes):
-            with flipped_bit(path, bit // 8, bit % 8), pytest.raises(CorruptionError, match="footer"):
+            with flipped_bit(path, bit // 8, bit % 8), pytest.raises(CorruptionError, match=r"footer|index"):
                 read_footer(descriptor, path, layout, record, rows)
 
 
@@ -184,12 +185,31 @@ def test_a_chunk_that_fits_its_checksum_but_does_not_decode_is_found(tmp_path: P
     first = int(footer.bounds[1])
     data[first - 1] ^= 1
     path.write_bytes(data)
-    checksums = np.array([crc32c(bytes(data[:first])), footer.checksums[1]], np.uint32)
+    checksums = np.array([layout.codec.checksum(bytes(data[:first])), footer.checksums[1]], np.uint32)
     with opened(path, record) as descriptor:
         damaged, sound = check_chunks(descriptor, layout, Footer(footer.bounds, checksums), 8)
     assert isinstance(damaged, DamagedChunk)
     assert (damaged.chunk, damaged.start, damaged.stop) == (0, 0, 4)
     assert isinstance(sound, int)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_other_data_has_other_checksums(tmp_path: Path, codec: str) -> None:
+    """A CRC over data and its own CRC is the same for all data, so neither checksum may be one."""
+    array = random_array("int16", (8, 2))
+    layout = layout_of(array, codec, 8, 4)
+    one = write_shard(tmp_path / "0", array, layout)
+    other = write_shard(tmp_path / "1", array[::-1].copy(), layout)
+    assert one.nbytes == other.nbytes
+    assert one.footer_crc32c != other.footer_crc32c
+    checksums = [footer_of(tmp_path / str(i), layout, r, 8).checksums for i, r in enumerate((one, other))]
+    assert len(set(np.concatenate(checksums).tolist())) == 4
+
+
+def test_the_checksum_of_a_footer_depends_on_its_index() -> None:
+    checksums = np.array([1, 2], np.uint32)
+    footers = [Footer(np.array([0, end, 8], np.uint64), checksums).to_bytes(2) for end in (3, 4)]
+    assert footer_checksum(footers[0]) != footer_checksum(footers[1])
 
 
 @pytest.mark.parametrize("codec", CODECS)
