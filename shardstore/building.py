@@ -47,6 +47,7 @@ class Build:
             for name, document in manifest.array_documents().items():
                 files.write_file(self.directory / name / METADATA_FILE, encode_document(document))
             files.write_file(self.directory / METADATA_FILE, encode_document(manifest.group_document()))
+            files.fsync_tree(self.directory)
             if self.mode == "overwrite" and self.destination.exists():
                 files.swap_directory(self.directory, self.destination)
                 return

@@ -7,7 +7,43 @@ import os
 import shutil
 import sys
 import uuid
+import weakref
 from pathlib import Path
+
+_RELATIVE = os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd
+
+
+class Directory:
+    """An open directory. What is read through it belongs together, also after its name went to another directory.
+
+    Where the system cannot open files relative to a directory (Windows), names are looked up by path.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        if _RELATIVE:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            weakref.finalize(self, os.close, self._descriptor).atexit = False
+        elif not path.is_dir():
+            raise (NotADirectoryError if path.exists() else FileNotFoundError)(path)
+
+    def open(self, name: str) -> int:
+        """Open a file for reading and return its descriptor."""
+        if self._descriptor is None:
+            return os.open(self.path / name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        return os.open(name, os.O_RDONLY, dir_fd=self._descriptor)
+
+    def stat(self, name: str) -> os.stat_result:
+        """Return what the system knows of a file."""
+        if self._descriptor is None:
+            return (self.path / name).stat()
+        return os.stat(name, dir_fd=self._descriptor)
+
+    def read(self, name: str) -> bytes:
+        """Return all of a small file."""
+        with os.fdopen(self.open(name), "rb") as file:
+            return file.read()
 
 
 def fsync_directory(path: Path) -> None:
@@ -21,8 +57,17 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_tree(path: Path) -> None:
+    """Bring the entries of a directory and of all below it to disk."""
+    for folder, _, _ in os.walk(path):
+        fsync_directory(Path(folder))
+
+
 def write_file(path: Path, data: bytes) -> None:
-    """Write a small file so that at any moment either the old bytes or the new ones stand under its name."""
+    """Write a small file so that at any moment either the old bytes or the new ones stand under its name.
+
+    The name itself is on disk once its directory is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
@@ -34,7 +79,6 @@ def write_file(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    fsync_directory(path.parent)
 
 
 def partial_directory(destination: Path) -> Path:

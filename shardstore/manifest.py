@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from shardstore.checksum import crc32c
 from shardstore.codecs import Codec, bytes_codec
 from shardstore.errors import CorruptionError, FormatError, SchemaError
+from shardstore.files import Directory
 from shardstore.schema import STORED_DTYPES, ColumnLayout, Field
 from shardstore.shardfile import ShardRecord, footer_nbytes
 
@@ -153,28 +154,39 @@ class Manifest:
 _RESTORE = "restore zarr.json from a copy or ingest again"
 
 
-def load_manifest(store: Path) -> Manifest:
-    """Read the manifest of the store at a directory.
+def load_manifest(store: Path) -> tuple[Directory, Manifest]:
+    """Open the directory of a store and read its manifest.
 
     Raises:
         FormatError: if there is no store there, or one of a later format version.
         CorruptionError: if its `zarr.json` is damaged.
     """
-    path = store / METADATA_FILE
     try:
-        data = path.read_bytes()
+        directory = Directory(store)
     except FileNotFoundError:
-        what = "no zarr.json in it" if store.is_dir() else "no such directory"
-        raise FormatError(f"{store}: not a shardstore store: {what}; expected a directory made by an ingest") from None
+        raise FormatError(f"{store}: not a shardstore store: no such directory") from None
     except NotADirectoryError:
         raise FormatError(f"{store}: not a shardstore store: it is a file, expected a directory") from None
+    return directory, read_manifest(directory)
+
+
+def read_manifest(directory: Directory) -> Manifest:
+    """Read the manifest in the open directory of a store; raise as `load_manifest` does."""
+    store = directory.path
+    try:
+        data = directory.read(METADATA_FILE)
+    except FileNotFoundError:
+        raise FormatError(
+            f"{store}: not a shardstore store: no zarr.json in it; expected a directory made by an ingest"
+        ) from None
     except IsADirectoryError:
         raise FormatError(f"{store}: not a shardstore store: its zarr.json is a directory") from None
+    where = str(store / METADATA_FILE)
     try:
         document = json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptionError(f"{path}: the manifest is not readable JSON ({error}); {_RESTORE}") from None
-    return Manifest.from_document(document, str(path))
+        raise CorruptionError(f"{where}: the manifest is not readable JSON ({error}); {_RESTORE}") from None
+    return Manifest.from_document(document, where)
 
 
 def encode_document(document: Mapping[str, Any]) -> bytes:

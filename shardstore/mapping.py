@@ -40,45 +40,70 @@ def spacing_nbytes(shard_nbytes: int, row_nbytes: int) -> int:
     return -(-shard_nbytes // unit) * unit
 
 
-def map_consecutively(
-    paths: Sequence[Path], open_file: Callable[[int], int], data_nbytes: Sequence[int], spacing: int
-) -> NDArray[np.uint8]:
-    """Map files one behind the other, read-only.
+class MappedFiles:
+    """Files mapped one behind the other, read-only, each when it is first needed.
 
     Args:
-        paths: the files; only their number is used, they are opened by `open_file`.
-        open_file: opens file *i*, checks it, and returns a descriptor.
+        open_file: opens file *i* and returns a descriptor; the file must be at least as long as what is mapped of it.
         data_nbytes: how many bytes of each file to map, from its beginning.
         spacing: distance of their beginnings, in bytes; a multiple of the page size, at least each of `data_nbytes`.
 
-    Returns:
-        uint8 `((files - 1) · spacing + data_nbytes[-1],)`, read-only. Bytes between the files must not be touched.
-        The mapping lives as long as any array that shows it.
+    Attributes:
+        data: uint8 `((files - 1) · spacing + data_nbytes[-1],)`, read-only. Only bytes of files that `ensure` has
+            mapped may be touched. The mapping lives as long as any array that shows it.
 
     Raises:
         CannotMapError: if the system cannot do this.
     """
-    count = len(paths)
-    libc_mmap, libc_munmap = _calls()
-    _budget.take(count)
-    length = (count - 1) * spacing + -(-data_nbytes[-1] // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-    reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    base = libc_mmap(None, length, _PROT_NONE, reserve, -1, 0)
-    if base == _FAILED:
-        _budget.give(count)
-        raise CannotMapError(f"no range of {length:,} addresses: {os.strerror(ctypes.get_errno())}")
-    holder = (ctypes.c_ubyte * length).from_address(base)
-    weakref.finalize(holder, _release, libc_munmap, base, length, count).atexit = False
-    for i, nbytes in enumerate(data_nbytes):
-        descriptor = open_file(i)
-        place = base + i * spacing
-        mapped = libc_mmap(place, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
-        error = ctypes.get_errno()
-        os.close(descriptor)
+
+    def __init__(self, open_file: Callable[[int], int], data_nbytes: Sequence[int], spacing: int) -> None:
+        count = len(data_nbytes)
+        self._mmap, munmap = _calls()
+        page = mmap.ALLOCATIONGRANULARITY
+        length = (count - 1) * spacing + -(-data_nbytes[-1] // page) * page
+        _budget.take(count)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        base = self._mmap(None, length, _PROT_NONE, flags, -1, 0)
+        if base == _FAILED:
+            _budget.give(count)
+            raise CannotMapError(f"no range of {length:,} addresses: {os.strerror(ctypes.get_errno())}")
+        holder = (ctypes.c_ubyte * length).from_address(base)
+        weakref.finalize(holder, _release, munmap, base, length, count).atexit = False
+        # A read-only memoryview in between: nobody can make the array writable again, which would end in a signal.
+        self.data = np.frombuffer(memoryview(holder).toreadonly(), np.uint8, (count - 1) * spacing + data_nbytes[-1])
+        self._base = base
+        self._open_file = open_file
+        self._data_nbytes = data_nbytes
+        self._spacing = spacing
+        self._mapped = np.zeros(count, np.bool_)
+        self._missing = count
+        self._lock = threading.Lock()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all files are mapped, so that `ensure` has nothing left to do."""
+        return not self._missing
+
+    def ensure(self, files: NDArray[np.int64]) -> None:
+        """Map those of the given files that are not yet mapped; raise `CannotMapError` if the system refuses."""
+        if self._mapped[files].all():
+            return
+        with self._lock:
+            for i in np.unique(files[~self._mapped[files]]).tolist():
+                self._map(i)
+                self._mapped[i] = True
+                self._missing -= 1
+
+    def _map(self, i: int) -> None:
+        place, nbytes = self._base + i * self._spacing, self._data_nbytes[i]
+        descriptor = self._open_file(i)
+        try:
+            mapped = self._mmap(place, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
+            error = ctypes.get_errno()
+        finally:
+            os.close(descriptor)
         if mapped != place:
-            raise CannotMapError(f"cannot map {nbytes:,} bytes of {paths[i]}: {os.strerror(error)}")
-    # A read-only memoryview in between: nobody can make the array writable again, which would end in a signal.
-    return np.frombuffer(memoryview(holder).toreadonly(), np.uint8, (count - 1) * spacing + data_nbytes[-1])
+            raise CannotMapError(f"cannot map {nbytes:,} bytes: {os.strerror(error)}")
 
 
 def _release(munmap: Any, base: int, length: int, count: int) -> None:

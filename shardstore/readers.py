@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 from shardstore.cache import BoundedCache
 from shardstore.decoding import for_each
 from shardstore.errors import CorruptionError
+from shardstore.files import Directory
 from shardstore.manifest import ColumnEntry
-from shardstore.mapping import CannotMapError, map_consecutively, spacing_nbytes
+from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
 from shardstore.schema import ColumnLayout
 from shardstore.selection import Rows
-from shardstore.shardfile import RESTORE, Footer, open_shard, read_at, read_footer
+from shardstore.shardfile import RESTORE, Footer, check_shards, open_shard, read_chunk, read_footer
 
 
 class Reader(Protocol):
@@ -39,21 +41,28 @@ class Reader(Protocol):
         """Return consecutive rows: a read-only view where that needs no copy, else a fresh array."""
 
 
-def open_reader(store: Path, entry: ColumnEntry, rows: int) -> Reader:
+def open_reader(directory: Directory, entry: ColumnEntry, rows: int, contiguous: bool = True) -> Reader:
     """Open the reader that suits a column.
 
+    Args:
+        directory: the store's directory.
+        entry: the column.
+        rows: the store's rows.
+        contiguous: whether to try one mapping of all shards where the column is raw.
+
     Raises:
-        CorruptionError: if a shard file of a raw column is missing, short or overlong. Compressed columns
-            open their files when rows of them are asked for.
+        CorruptionError: if any of the column's shard files is missing, short or overlong.
     """
-    if not rows or not entry.layout.field.row_nbytes:
-        return EmptyReader(entry.layout, rows)
-    if not entry.layout.codec.is_raw:
-        return ChunkReader(store, entry, rows)
-    try:
-        return ContiguousReader(store, entry, rows)
-    except CannotMapError:
-        return ShardwiseReader(store, entry, rows)
+    layout = entry.layout
+    if not rows or not layout.field.row_nbytes:
+        return EmptyReader(layout, rows)
+    check_shards(directory, layout.shard_keys(rows), entry.nbytes.tolist())
+    if not layout.codec.is_raw:
+        return ChunkReader(directory, entry, rows)
+    if contiguous:
+        with suppress(CannotMapError):
+            return ContiguousReader(directory, entry, rows)
+    return ShardwiseReader(directory, entry, rows)
 
 
 class EmptyReader:
@@ -74,18 +83,19 @@ class EmptyReader:
 
 
 class ContiguousReader:
-    """Reads a raw column that is mapped as one array."""
+    """Reads a raw column as one array; maps a shard's part of it when a row of that shard is first asked for.
 
-    def __init__(self, store: Path, entry: ColumnEntry, rows: int) -> None:
+    `take` and `slice` raise `CannotMapError` where the process has run out of mappings since.
+    """
+
+    def __init__(self, directory: Directory, entry: ColumnEntry, rows: int) -> None:
         layout = entry.layout
-        shards = layout.num_shards(rows)
-        paths = [store / layout.shard_key(shard) for shard in range(shards)]
+        keys, sizes = layout.shard_keys(rows), entry.nbytes.tolist()
         spacing = spacing_nbytes(layout.shard_nbytes, layout.field.row_nbytes)
-        last = layout.rows_in_shard(shards - 1, rows) * layout.field.row_nbytes
-        data_nbytes = [layout.shard_nbytes] * (shards - 1) + [last]
-        nbytes = entry.nbytes.tolist()
-        data = map_consecutively(paths, lambda i: open_shard(paths[i], nbytes[i]), data_nbytes, spacing)
-        self._array = data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
+        last = layout.rows_in_shard(len(keys) - 1, rows) * layout.field.row_nbytes
+        data_nbytes = [layout.shard_nbytes] * (len(keys) - 1) + [last]
+        self._files = MappedFiles(lambda i: open_shard(directory, keys[i], sizes[i]), data_nbytes, spacing)
+        self._array = self._files.data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
         self._shard_rows = layout.shard_rows
         self._phantom_rows = (spacing - layout.shard_nbytes) // layout.field.row_nbytes
         self.slices_are_views = not self._phantom_rows
@@ -93,6 +103,8 @@ class ContiguousReader:
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
         """Copy the given rows into `out` in one gather."""
+        if not self._files.complete:
+            self._files.ensure(rows >> self._shift)
         if self._phantom_rows:
             rows = rows + (rows >> self._shift) * self._phantom_rows
         # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
@@ -100,12 +112,17 @@ class ContiguousReader:
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Return a view; only rows on both sides of phantom rows have to be copied."""
+        if start < stop and not self._files.complete:
+            self._files.ensure(np.arange(start >> self._shift, ((stop - 1) >> self._shift) + 1))
         if not self._phantom_rows or start == stop:
             return self._array[start:stop]
-        return _join(
+        pieces = [
             self._array[first + shard * self._phantom_rows : last + shard * self._phantom_rows]
             for shard, first, last in _runs(start, stop, self._shard_rows)
-        )
+        ]
+        joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        joined.flags.writeable = False
+        return joined
 
 
 class ShardwiseReader:
@@ -114,16 +131,11 @@ class ShardwiseReader:
     MAX_OPEN = 512
     slices_are_views = False
 
-    def __init__(self, store: Path, entry: ColumnEntry, rows: int) -> None:
-        self._store = store
+    def __init__(self, directory: Directory, entry: ColumnEntry, rows: int) -> None:
+        self._directory = directory
         self._entry = entry
         self._rows = rows
         self._maps: BoundedCache[int, NDArray[Any]] = BoundedCache(self.MAX_OPEN, lambda shard: 1)
-        for shard in range(entry.layout.num_shards(rows)):
-            os.close(self._open(shard))
-
-    def _open(self, shard: int) -> int:
-        return open_shard(self._store / self._entry.layout.shard_key(shard), int(self._entry.nbytes[shard]))
 
     def _map(self, shard: int) -> NDArray[Any]:
         try:
@@ -137,7 +149,8 @@ class ShardwiseReader:
     def _new_map(self, shard: int) -> NDArray[Any]:
         layout = self._entry.layout
         shape = (layout.rows_in_shard(shard, self._rows), *layout.field.row_shape)
-        with os.fdopen(self._open(shard), "rb") as file:
+        nbytes = int(self._entry.nbytes[shard])
+        with os.fdopen(open_shard(self._directory, layout.shard_key(shard), nbytes), "rb") as file:
             return np.memmap(file, layout.field.dtype, "r", shape=shape).view(np.ndarray)
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
@@ -147,13 +160,16 @@ class ShardwiseReader:
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Return a view; rows of several shards have to be copied."""
-        shard_rows = self._entry.layout.shard_rows
-        if start == stop:
-            return self._maps.get(0, self._map)[:0]
-        return _join(
-            self._maps.get(shard, self._map)[first - shard * shard_rows : last - shard * shard_rows]
-            for shard, first, last in _runs(start, stop, shard_rows)
-        )
+        layout = self._entry.layout
+        out = np.empty((stop - start, *layout.field.row_shape), layout.field.dtype)
+        for shard, first, last in _runs(start, stop, layout.shard_rows):
+            before = shard * layout.shard_rows
+            piece = self._maps.get(shard, self._map)[first - before : last - before]
+            if len(piece) == len(out):
+                return piece
+            out[first - start : last - start] = piece  # and let go of the mapping before the next one
+        out.flags.writeable = False
+        return out
 
 
 class ChunkReader:
@@ -163,8 +179,8 @@ class ChunkReader:
     slices_are_views = False
     _FOOTER_CACHE_NBYTES = 32 << 20
 
-    def __init__(self, store: Path, entry: ColumnEntry, rows: int) -> None:
-        self._store = store
+    def __init__(self, directory: Directory, entry: ColumnEntry, rows: int) -> None:
+        self._directory = directory
         self._entry = entry
         self._layout = entry.layout
         self._rows = rows
@@ -197,23 +213,20 @@ class ChunkReader:
     def _decode(self, chunk: int) -> NDArray[Any]:
         layout = self._layout
         shard, slot = divmod(chunk, layout.slots)
-        path = self._store / layout.shard_key(shard)
+        key = layout.shard_key(shard)
+        path = self._directory.path / key
         # Opened for each read: a descriptor kept for each of thousands of shards would be one too many.
-        descriptor = open_shard(path, int(self._entry.nbytes[shard]))
+        descriptor = open_shard(self._directory, key, int(self._entry.nbytes[shard]))
         try:
             footer = self._footers.get(shard, lambda shard: self._read_footer(descriptor, path, shard))
-            begin, end = int(footer.bounds[slot]), int(footer.bounds[slot + 1])
-            stored = read_at(descriptor, end - begin, begin)
-        finally:
-            os.close(descriptor)
-        decoded = np.empty((layout.chunk_rows, *layout.field.row_shape), layout.field.dtype)
-        try:
-            layout.codec.decode_into(stored, decoded.view(layout.field.stored_dtype))
+            decoded = read_chunk(descriptor, layout, footer, slot)
         except ValueError as error:
             first = chunk * layout.chunk_rows
             last = min(first + layout.chunk_rows, self._rows) - 1
             raise CorruptionError(f"{path}, chunk {slot} (rows {first:,} to {last:,}): {error}; {RESTORE}") from None
-        return decoded
+        finally:
+            os.close(descriptor)
+        return np.frombuffer(decoded, layout.field.dtype).reshape(layout.chunk_rows, *layout.field.row_shape)
 
     def _read_footer(self, descriptor: int, path: Path, shard: int) -> Footer:
         rows = self._layout.rows_in_shard(shard, self._rows)
@@ -240,11 +253,3 @@ def _group(rows: Rows, unit: int) -> Iterator[tuple[int, Rows, Rows]]:
     for number, start, stop in zip(numbers[starts].tolist(), starts, [*starts[1:], len(rows)], strict=True):
         positions = order[start:stop]
         yield number, positions, rows[positions] - number * unit
-
-
-def _join(pieces: Iterable[NDArray[Any]]) -> NDArray[Any]:
-    """Return one piece as the view it is, several as a copy; in both cases not to be written to."""
-    arrays = list(pieces)
-    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    joined.flags.writeable = False
-    return joined

@@ -29,7 +29,9 @@ COMPRESSED_CHUNK_BYTES = 64 * 1024
 # A multiple of 4,096 rows makes every shard whole 4 KiB pages, whatever the width of a row.
 PAGE_ALIGNED_ROWS = 4096
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\- ]*")
+_NAME = re.compile(r"(?!__)[A-Za-z0-9_]([A-Za-z0-9_\- ]*[A-Za-z0-9_\-])?")
+# Zarr keeps names that begin with two underscores to itself, and Windows takes these for devices, whatever the folder.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -43,10 +45,10 @@ def parse_bytes(size: int | str) -> int:
 
 def check_name(name: str) -> str:
     """Return a column's name, or raise `SchemaError` if it cannot be a folder's name everywhere."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in RESERVED_NAMES:
+    if not _NAME.fullmatch(name) or name in RESERVED_NAMES or name.lower() in _DEVICES:
         raise SchemaError(
             f"bad column name {name!r}: use letters, digits, '_', '-' and spaces (no slash, no dot), starting "
-            "with a letter, digit or '_'; 'rows' and 'mask' are reserved for batches"
+            "with a letter, digit or a single '_'; 'rows' and 'mask' are reserved for batches"
         )
     return name
 
@@ -144,9 +146,14 @@ class ColumnLayout:
         """Return how many chunks the first `shard_rows` rows of a shard take."""
         return -(-shard_rows // self.chunk_rows)
 
+    def shard_keys(self, rows: int) -> list[str]:
+        """Return the paths of all shard files of a column of `rows` rows, in order."""
+        before, after = f"{self.field.name}/c/", "/0" * len(self.field.stored_row_shape)
+        return [f"{before}{shard}{after}" for shard in range(self.num_shards(rows))]
+
     def shard_key(self, shard: int) -> str:
         """Return a shard file's path within the store, in Zarr's default key encoding."""
-        return "/".join([self.field.name, "c", str(shard), *("0" for _ in self.field.stored_row_shape)])
+        return f"{self.field.name}/c/{shard}" + "/0" * len(self.field.stored_row_shape)
 
 
 def plan_layouts(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shardstore.checksum import CHECKSUM_NBYTES, crc32c
 from shardstore.errors import CorruptionError
-from shardstore.files import fsync_directory
+from shardstore.files import Directory
 from shardstore.schema import ColumnLayout
 
 ABSENT = np.uint64(2**64 - 1)
@@ -97,7 +97,9 @@ RESTORE = "restore the file from a copy or ingest again"
 
 
 class ShardWriter:
-    """Writes one shard file under a temporary name; `finish` makes it whole and gives it its own.
+    """Writes one shard file under a temporary name; `finish` makes it whole, brings it to disk and gives it its own.
+
+    The name itself is on disk once its directory is, which whoever commits the store sees to.
 
     A context manager: leaving it without `finish` removes what was written.
     """
@@ -143,7 +145,6 @@ class ShardWriter:
         """Pad the last chunk with zeros, write the footer, bring all of it to disk and name the file."""
         missing = -self._rows % self._layout.chunk_rows
         if missing:
-            # A view of one row of zeros stands for the padding: it may be a whole chunk of wide rows.
             if self._chunk is None:
                 zeros = bytes(missing * self._layout.field.row_nbytes)
                 self._write(zeros)
@@ -158,7 +159,6 @@ class ShardWriter:
         nbytes = self._file.tell()
         self._file.close()
         self._partial.replace(self._path)
-        fsync_directory(self._path.parent)
         return ShardRecord(nbytes, footer_checksum(data))
 
     def _end_chunk(self) -> None:
@@ -188,29 +188,34 @@ class ShardWriter:
             self._partial.unlink(missing_ok=True)
 
 
-def open_shard(path: Path, nbytes: int) -> int:
-    """Open a shard file for reading and return its descriptor, once its size is what the manifest says.
+def open_shard(directory: Directory, key: str, nbytes: int) -> int:
+    """Open a shard file of a store for reading and return its descriptor, once its size is what the manifest says.
 
     Raises:
         CorruptionError: if the file is missing or has another size. Checked before anything is mapped, because
             touching a mapping past the end of its file kills the process.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-    except (FileNotFoundError, NotADirectoryError):
-        raise CorruptionError(f"{path}: the shard file is missing ({nbytes:,} bytes expected); {RESTORE}") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise CorruptionError(f"{path}: not a file, expected a shard file of {nbytes:,} bytes; {RESTORE}")
-    found = status.st_size
-    if found != nbytes:
-        os.close(descriptor)
-        what = "short" if found < nbytes else "overlong"
-        raise CorruptionError(
-            f"{path}: the shard file is {what}: expected {nbytes:,} bytes, found {found:,}; {RESTORE}"
-        )
-    return descriptor
+    check_shards(directory, [key], [nbytes])
+    return directory.open(key)
+
+
+def check_shards(directory: Directory, keys: Iterable[str], sizes: Iterable[int]) -> None:
+    """Raise `CorruptionError` unless all these shard files of a store are there and have these sizes in bytes."""
+    stat_file = directory.stat  # a store has thousands of files, all looked at before its first batch
+    for key, nbytes in zip(keys, sizes, strict=True):
+        try:
+            status = stat_file(key)
+        except (FileNotFoundError, NotADirectoryError):
+            problem = f"the shard file is missing ({nbytes:,} bytes expected)"
+        else:
+            found = status.st_size
+            if found == nbytes and stat.S_ISREG(status.st_mode):
+                continue
+            what = "short" if found < nbytes else "overlong"
+            problem = f"the shard file is {what}: expected {nbytes:,} bytes, found {found:,}"
+            if not stat.S_ISREG(status.st_mode):
+                problem = f"not a file, expected a shard file of {nbytes:,} bytes"
+        raise CorruptionError(f"{directory.path / key}: {problem}; {RESTORE}")
 
 
 def read_footer(descriptor: int, path: Path, layout: ColumnLayout, record: ShardRecord, rows: int) -> Footer:
@@ -232,12 +237,20 @@ def read_footer(descriptor: int, path: Path, layout: ColumnLayout, record: Shard
 
 
 def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
-    """Read exactly `nbytes` at `offset`, whatever else reads through the same descriptor; short only at its end."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, nbytes, offset)
-    # Windows has no positional read. Descriptors are not shared between threads there (see ChunkReader).
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, nbytes)
+    """Read `nbytes` at `offset`, whatever else reads through the same descriptor; fewer only at the file's end."""
+    if not hasattr(os, "pread"):
+        # Windows has no positional read. No descriptor is shared between threads here.
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, nbytes)
+    data = os.pread(descriptor, nbytes, offset)
+    if len(data) == nbytes:
+        return data
+    pieces = [data]  # one call of Linux reads no more than 2 GiB
+    while data:
+        nbytes, offset = nbytes - len(data), offset + len(data)
+        data = os.pread(descriptor, nbytes, offset)
+        pieces.append(data)
+    return b"".join(pieces)
 
 
 @dataclass(frozen=True)
@@ -250,26 +263,23 @@ class DamagedChunk:
     reason: str
 
 
+def read_chunk(descriptor: int, layout: ColumnLayout, footer: Footer, chunk: int) -> bytes:
+    """Return the decoded bytes of one chunk of an open shard; raise `ValueError` if they are not what was written."""
+    begin, end = int(footer.bounds[chunk]), int(footer.bounds[chunk + 1])
+    stored = read_at(descriptor, end - begin, begin)
+    found, expected = layout.codec.checksum(stored), int(footer.checksums[chunk])
+    if found != expected:
+        raise ValueError(f"CRC32C is {found:08x}, expected {expected:08x}")
+    return layout.codec.decode(stored, layout.chunk_nbytes)
+
+
 def check_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, rows: int) -> Iterator[DamagedChunk | int]:
     """Yield, for each chunk of an open shard of `rows` rows, its size in bytes, or the damage found in it."""
-    decoded = (
-        None
-        if layout.codec.is_raw
-        else np.empty((layout.chunk_rows, *layout.field.stored_row_shape), layout.field.stored_dtype)
-    )
-    for chunk, expected in enumerate(footer.checksums.tolist()):
-        begin, end = int(footer.bounds[chunk]), int(footer.bounds[chunk + 1])
-        stored = read_at(descriptor, end - begin, begin)
-        start = chunk * layout.chunk_rows
-        stop = min(start + layout.chunk_rows, rows)
-        found = layout.codec.checksum(stored)
-        if found != expected:
-            yield DamagedChunk(chunk, start, stop, f"CRC32C is {found:08x}, expected {expected:08x}")
-            continue
-        if decoded is not None:
-            try:
-                layout.codec.decode_into(stored, decoded)
-            except ValueError as error:
-                yield DamagedChunk(chunk, start, stop, str(error))
-                continue
-        yield end - begin
+    for chunk in range(len(footer.checksums)):
+        try:
+            read_chunk(descriptor, layout, footer, chunk)
+        except ValueError as error:
+            start = chunk * layout.chunk_rows
+            yield DamagedChunk(chunk, start, min(start + layout.chunk_rows, rows), str(error))
+        else:
+            yield int(footer.bounds[chunk + 1]) - int(footer.bounds[chunk])

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.errors import FormatError
+from shardstore.files import Directory
 from shardstore.manifest import Manifest, load_manifest
+from shardstore.mapping import CannotMapError
 from shardstore.readers import Reader, open_reader
 from shardstore.schema import Field
 from shardstore.selection import Rows, Selection
@@ -43,22 +45,27 @@ class StoreFiles:
     def __init__(self, path: Path, store_id: str | None = None) -> None:
         self.path = path
         self._store_id = store_id
-        self._manifest: Manifest | None = None
+        self._opened: tuple[Directory, Manifest] | None = None
         self._readers: dict[str, Reader] = {}
+        # Columns for which the process has run out of mappings.
+        self._shardwise: set[str] = set()
         self._closed = False
 
     @property
     def manifest(self) -> Manifest:
         """The manifest, read on first use."""
-        if self._manifest is None:
-            manifest = load_manifest(self.path)
+        return self._open()[1]
+
+    def _open(self) -> tuple[Directory, Manifest]:
+        if self._opened is None:
+            directory, manifest = load_manifest(self.path)
             if self._store_id not in (None, manifest.store_id):
                 raise FormatError(
                     f"{self.path}: expected the store {self._store_id}, found {manifest.store_id}: "
                     "it was replaced; open it again"
                 )
-            self._manifest = manifest
-        return self._manifest
+            self._opened = directory, manifest
+        return self._opened
 
     def load(self) -> None:
         """Read the manifest now."""
@@ -73,16 +80,30 @@ class StoreFiles:
         if out is None:
             field = self.field(name)
             out = np.empty((len(rows), *field.row_shape), field.dtype)
+        try:
+            self._reader(name).take(rows, out)
+            return out
+        except CannotMapError:
+            self._read_shardwise(name)
+        # Behind the handler, so that nothing holds on to the reader whose mappings must go.
         self._reader(name).take(rows, out)
         return out
 
     def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive rows of a column, as a read-only view where that needs no copy."""
+        try:
+            return self._reader(name).slice(start, stop)
+        except CannotMapError:
+            self._read_shardwise(name)
         return self._reader(name).slice(start, stop)
 
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""
         return self._reader(name).slices_are_views
+
+    def verify(self, progress: bool | None) -> VerifyReport:
+        """Check every byte against its checksums."""
+        return verify_store(*self._open(), progress)
 
     def close(self) -> None:
         """Let go of all files. Arrays that show a mapping keep it until they go themselves."""
@@ -94,12 +115,19 @@ class StoreFiles:
         if reader is None:
             if self._closed:
                 raise ValueError(f"the store {self.path} is closed")
-            manifest = self.manifest
-            reader = self._readers[name] = open_reader(self.path, manifest.columns[name], manifest.rows)
+            directory, manifest = self._open()
+            contiguous = name not in self._shardwise
+            reader = open_reader(directory, manifest.columns[name], manifest.rows, contiguous)
+            self._readers[name] = reader
         return reader
 
+    def _read_shardwise(self, name: str) -> None:
+        """Give up the one mapping of a column, from now on."""
+        self._shardwise.add(name)
+        self._readers.pop(name, None)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        store_id = self._manifest.store_id if self._manifest is not None else self._store_id
+        store_id = self._opened[1].store_id if self._opened is not None else self._store_id
         return StoreFiles, (self.path.absolute(), store_id)
 
 
@@ -153,7 +181,7 @@ class Store(Table):
         Args:
             progress: whether to draw a progress bar; None draws one on a terminal.
         """
-        return verify_store(self.path, self.manifest, progress)
+        return self._files.verify(progress)
 
     def zarr(self) -> zarr.Group:
         """Return the store as zarr-python sees it, read-only. Imports zarr."""

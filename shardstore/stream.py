@@ -101,11 +101,13 @@ def read_batches(
     per_gather = max(1, GATHER_NBYTES // max(1, source.row_nbytes * batching.batch_size))
     per_gather = min(per_gather, MAX_GATHER_BATCHES)
     per_window = max(1, WINDOW_ROWS // (batching.batch_size * per_gather)) * per_gather
+    gathered = 1  # the first batch is not kept waiting for the rows of many others
     for window in _cut(steps, per_window):
         positions, bounds = batching.positions(window)
         rows = batching.order.rows(epoch, positions)
-        for first in range(0, len(window), per_gather):
-            last = min(first + per_gather, len(window))
+        first = 0
+        while first < len(window):
+            last = min(first + gathered, len(window))
             begin = bounds[first]
             picked = rows[begin : bounds[last]]
             block = source.gather(picked)
@@ -116,6 +118,7 @@ def read_batches(
             for k in range(first, last):
                 start, stop = bounds[k] - begin, bounds[k + 1] - begin
                 yield {name: array[start:stop] for name, array in items}
+            first, gathered = last, min(2 * gathered, per_gather)
 
 
 def _cut(steps: range, size: int) -> Iterator[range]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from shardstore.decoding import cpu_count
 from shardstore.errors import CorruptionError, FormatError
-from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest, load_manifest
+from shardstore.files import Directory
+from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest, read_manifest
 from shardstore.progress import byte_progress
 from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_footer
 
@@ -72,15 +73,15 @@ class _ShardResult:
     damages: list[Damage]
 
 
-def verify_store(store: Path, manifest: Manifest, progress: bool | None = None) -> VerifyReport:
+def verify_store(directory: Directory, manifest: Manifest, progress: bool | None = None) -> VerifyReport:
     """Check the metadata of all arrays, and of every shard file its size, its footer and each chunk."""
-    damages = [*_group_damages(store, manifest), *_metadata_damages(store, manifest)]
+    damages = [*_group_damages(directory, manifest), *_metadata_damages(directory, manifest)]
     shards = [(entry, shard) for entry in manifest.columns.values() for shard in range(len(entry.nbytes))]
     total = sum(int(entry.nbytes.sum()) for entry in manifest.columns.values())
     with byte_progress("verify", total, progress) as advance, ThreadPoolExecutor(cpu_count()) as executor:
 
         def verify(job: tuple[ColumnEntry, int]) -> _ShardResult:
-            return _verify_shard(store, manifest.rows, *job, advance)
+            return _verify_shard(directory, manifest.rows, *job, advance)
 
         results = list(executor.map(verify, shards))
     return VerifyReport(
@@ -91,22 +92,22 @@ def verify_store(store: Path, manifest: Manifest, progress: bool | None = None) 
     )
 
 
-def _group_damages(store: Path, manifest: Manifest) -> Iterator[Damage]:
+def _group_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
     """Look again at the manifest: it may have been damaged since the store was opened."""
     try:
-        found = load_manifest(store)
+        found = read_manifest(directory)
     except (FormatError, CorruptionError) as error:
-        yield Damage(METADATA_FILE, str(error).removeprefix(f"{store / METADATA_FILE}: "))
+        yield Damage(METADATA_FILE, str(error).removeprefix(f"{directory.path / METADATA_FILE}: "))
         return
     if found.group_document() != manifest.group_document():
         yield Damage(METADATA_FILE, "the store was replaced since it was opened")
 
 
-def _metadata_damages(store: Path, manifest: Manifest) -> Iterator[Damage]:
+def _metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
     for name, expected in manifest.array_documents().items():
         key = f"{name}/{METADATA_FILE}"
         try:
-            found = json.loads((store / key).read_bytes())
+            found = json.loads(directory.read(key))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             yield Damage(key, f"the array's metadata cannot be read: {error}")
             continue
@@ -115,16 +116,16 @@ def _metadata_damages(store: Path, manifest: Manifest) -> Iterator[Damage]:
 
 
 def _verify_shard(
-    store: Path, rows: int, entry: ColumnEntry, shard: int, advance: Callable[[int], None]
+    directory: Directory, rows: int, entry: ColumnEntry, shard: int, advance: Callable[[int], None]
 ) -> _ShardResult:
     layout = entry.layout
     key = layout.shard_key(shard)
     first_row = shard * layout.shard_rows
     count = layout.rows_in_shard(shard, rows)
     record = entry.record(shard)
-    path = store / key
+    path = directory.path / key
     try:
-        descriptor = open_shard(path, record.nbytes)
+        descriptor = open_shard(directory, key, record.nbytes)
     except CorruptionError as error:
         return _ShardResult(0, 0, [_whole(key, path, error, first_row, count)])
     damages = []

@@ -26,9 +26,7 @@ shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 
 
 def decode(codec: Codec, stored: bytes, like: NDArray[Any]) -> NDArray[Any]:
-    out = np.full(like.shape, like.dtype.type(1))
-    codec.decode_into(stored, out)
-    return out
+    return np.frombuffer(codec.decode(stored, like.nbytes), like.dtype).reshape(like.shape)
 
 
 @given(codecs)

@@ -18,6 +18,7 @@ from stores import CODECS, LOGICAL_DTYPES, STORED_DTYPES, compressible_array, fl
 from shardstore.checksum import crc32c
 from shardstore.codecs import Codec
 from shardstore.errors import CorruptionError
+from shardstore.files import Directory
 from shardstore.schema import ColumnLayout, Field
 from shardstore.shardfile import (
     DamagedChunk,
@@ -27,9 +28,11 @@ from shardstore.shardfile import (
     check_chunks,
     footer_checksum,
     footer_nbytes,
-    open_shard,
     read_at,
     read_footer,
+)
+from shardstore.shardfile import (
+    open_shard as open_in_directory,
 )
 
 
@@ -44,6 +47,10 @@ def write_shard(path: Path, array: NDArray[Any], layout: ColumnLayout, ends: lis
             writer.append(part)
         assert writer.room == layout.shard_rows - len(array)
         return writer.finish()
+
+
+def open_shard(path: Path, nbytes: int) -> int:
+    return open_in_directory(Directory(path.parent), path.name, nbytes)
 
 
 @contextmanager
@@ -68,7 +75,8 @@ def read_shard(path: Path, layout: ColumnLayout, record: ShardRecord, rows: int)
     for chunk in range(layout.chunks_for(rows)):
         stored = data[int(footer.bounds[chunk]) : int(footer.bounds[chunk + 1])]
         part = out[chunk * layout.chunk_rows : (chunk + 1) * layout.chunk_rows]
-        layout.codec.decode_into(stored, part.view(layout.field.stored_dtype))
+        decoded = layout.codec.decode(stored, layout.chunk_nbytes)
+        part[:] = np.frombuffer(decoded, layout.field.dtype).reshape(part.shape)
     assert not any(out[rows:].tobytes())  # padding
     return out[:rows]
 
@@ -230,9 +238,10 @@ def test_missing_short_and_overlong_files_are_found(tmp_path: Path, codec: str) 
 
 def test_anything_but_a_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for path in (tmp_path, tmp_path / "file" / "0"):
+    for key in (".", "file/0", "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
         with pytest.raises(CorruptionError):
-            open_shard(path, path.parent.stat().st_size)
+            open_in_directory(Directory(tmp_path), key, tmp_path.stat().st_size)
 
 
 def test_a_file_that_is_smaller_than_a_footer_is_found(tmp_path: Path) -> None:
