@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,12 +85,18 @@ def building(destination: Path, mode: Mode) -> Iterator[Build]:
         DestinationError: if `destination` cannot be used.
     """
     check_destination(destination, mode)
-    with explained_errors(destination):
-        directory = files.partial_directory(destination)
+    missing = [parent for parent in destination.parents if not parent.exists()]
     try:
-        yield Build(directory, destination, mode)
+        with explained_errors(destination):
+            directory = files.partial_directory(destination)
+        try:
+            yield Build(directory, destination, mode)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        for parent in missing:  # made for a store that did not come: an empty one goes again
+            with suppress(OSError):
+                parent.rmdir()
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def explained_errors(destination: Path) -> Iterator[None]:
         raise
 
 
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG)
 
 
 def _exists(destination: Path) -> DestinationError:

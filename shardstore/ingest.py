@@ -66,6 +66,11 @@ def ingest(
     """
     destination = Path(dest)
     check_destination(destination, mode)
+    # An iterator can be gone through once only, and it is looked at twice.
+    if isinstance(sources, Mapping):
+        sources = {name: _held(paths) for name, paths in sources.items()}
+    else:
+        sources = _held(sources)
     inputs = collect_inputs(sources, split)
     _check_apart(inputs, sources, destination)
     if (note := order_note(inputs.files)) and not isinstance(sources, Mapping):
@@ -185,6 +190,10 @@ def _executor(workers: int | Executor | None) -> Iterator[tuple[Executor, bool]]
     # More threads than cores: while one waits for the disk to take a finished shard, another copies.
     with ThreadPoolExecutor(workers or min(8, (os.cpu_count() or 1) + 2), "shardstore-ingest") as executor:
         yield executor, True
+
+
+def _held(paths: Paths) -> Paths:
+    return paths if isinstance(paths, str | os.PathLike) else list(paths)
 
 
 def _check_apart(inputs: Inputs, sources: Paths | Mapping[str, Paths], destination: Path) -> None:

@@ -45,7 +45,8 @@ def parse_bytes(size: int | str) -> int:
 
 def check_name(name: str) -> str:
     """Return a column's name, or raise `SchemaError` if it cannot be a folder's name everywhere."""
-    if not _NAME.fullmatch(name) or name in RESERVED_NAMES or name.lower() in _DEVICES:
+    ok = isinstance(name, str) and _NAME.fullmatch(name) is not None
+    if not ok or name in RESERVED_NAMES or name.lower() in _DEVICES:
         raise SchemaError(
             f"bad column name {name!r}: use letters, digits, '_', '-' and spaces (no slash, no dot), starting "
             "with a letter, digit or a single '_'; 'rows' and 'mask' are reserved for batches"

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardstore.building import Build, Mode, building, explained_errors
 from shardstore.columns import ColumnWriter, column_entry
-from shardstore.errors import SchemaError
+from shardstore.errors import DestinationError, SchemaError
 from shardstore.schema import DEFAULT_SHARD_BYTES, ColumnLayout, Field, plan_layouts
 
 
@@ -57,6 +57,9 @@ class Writer:
         self._columns: dict[str, ColumnWriter] = {}
         self._resources = ExitStack()
         self._build: Build | None = None
+        self._entered = False
+        # While rows are on their way the columns differ in length; a write that fails leaves them so.
+        self._torn = False
 
     @property
     def num_rows(self) -> int:
@@ -83,11 +86,18 @@ class Writer:
         if not self._layouts:
             self._start(fields)
         self._check(fields)
+        self._refuse_if_torn()
+        self._torn = True
         with explained_errors(self._destination):
             for field in fields:
                 block = _contiguous(arrays[field.name], field)
                 self._columns[field.name].append(block)
+        self._torn = False
         self._rows += len(next(iter(arrays.values())))
+
+    def _refuse_if_torn(self) -> None:
+        if self._torn:
+            raise DestinationError(f"an append to {self._destination} failed half-way: start again with a new Writer")
 
     def _start(self, fields: list[Field]) -> None:
         assert self._build is not None
@@ -107,6 +117,7 @@ class Writer:
 
     def _commit(self) -> None:
         assert self._build is not None
+        self._refuse_if_torn()
         if not self._layouts:
             raise SchemaError("nothing was appended, so the store's columns are unknown")
         with explained_errors(self._destination):
@@ -117,6 +128,9 @@ class Writer:
         self._build.commit(self._rows, shard_rows, entries, {})
 
     def __enter__(self) -> Self:
+        if self._entered:
+            raise ValueError("a Writer is for one with statement: make a new one")
+        self._entered = True
         self._build = self._resources.enter_context(building(self._destination, self._mode))
         return self
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 from dumps import (
-    CODECS,
     LENGTHS,
     NUMERIC,
     ROW_SHAPES,
@@ -41,7 +40,7 @@ from hypothesis import strategies as st
 import shardstore
 from shardstore import ingest
 
-pieces = st.lists(lengths, min_size=1, max_size=5)
+pieces = st.lists(lengths, min_size=1, max_size=4)
 orders = st.sampled_from("CF")
 endians = st.sampled_from("<>")
 
@@ -58,6 +57,7 @@ def write_pieces(folder: Path, array: np.ndarray, counts: list[int], orders: str
 # Whatever the input is
 
 
+@settings(max_examples=40)
 @given(st.sampled_from(STORABLE), st.sampled_from((*ROW_SHAPES, (0,), (2, 0))), pieces, orders, endians, codecs)
 @example("float32", (5,), [0, 0, 0], "C", "<", "raw")
 @example("int64", (), [8, 8, 8], "C", ">", "zstd")
@@ -75,6 +75,7 @@ def test_files_of_any_form_and_length_make_one_column(
         assert [path.name for path in sorted(folder.iterdir())] == ["in", "store"]
 
 
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(STORABLE), min_size=1, max_size=4), st.data(), pieces, orders)
 def test_fields_of_structured_files_make_columns(
     dtypes: list[str], data: st.DataObject, counts: list[int], order: str
@@ -92,6 +93,7 @@ def test_fields_of_structured_files_make_columns(
             assert {name: str(entry.layout.codec) for name, entry in store.manifest.columns.items()} == codec
 
 
+@settings(max_examples=25)
 @given(st.data(), pieces, st.booleans())
 def test_keys_of_npz_files_make_columns_whatever_their_order(
     data: st.DataObject, counts: list[int], compressed: bool
@@ -120,6 +122,7 @@ def test_npz_files_and_structured_npy_files_with_the_same_columns_mix(tmp_path: 
         assert_holds(store, {"x": table["x"], "y": table["y"]})
 
 
+@settings(max_examples=25)
 @given(pieces, st.sampled_from(ROW_SHAPES), orders, st.sampled_from(["mapping", "lists", "globs", "folders"]))
 def test_parallel_files_make_columns(counts: list[int], row_shape: tuple[int, ...], order: str, form: str) -> None:
     x, y = values(">f4", (sum(counts), *row_shape)), np.arange(sum(counts))
@@ -186,6 +189,7 @@ ITEMS = {
 }
 
 
+@settings(max_examples=25)
 @given(
     st.sampled_from(sorted(ITEMS)),
     st.sampled_from([name for name in NUMERIC if np.dtype(name).kind in "iuf"]),
@@ -218,13 +222,13 @@ def test_a_cast_evens_out_files_of_different_dtypes(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, np.ndarray]]:
+def dump(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A folder of files of every length and both orders, and all their rows."""
     counts = [*LENGTHS, *LENGTHS[::-1]]
     array = np.random.default_rng(0).integers(0, 200, (sum(counts), 6)).astype("<f4")
     folder = tmp_path_factory.mktemp("dumps")
     write_pieces(folder, array, counts, orders="CF")
-    yield folder, array
+    return folder, array
 
 
 @pytest.fixture(scope="module", params=["1", "2", "8", "default", "threads", "spawn", "fork"])
@@ -245,7 +249,7 @@ def workers(request: pytest.FixtureRequest) -> Iterator[int | Executor | None]:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of fork, where NumPy has threads
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", ["raw", "blosc:lz4"])
 def test_whoever_works_writes_the_same_bytes(
     dump: tuple[Path, np.ndarray], tmp_path: Path, workers: int | Executor | None, codec: str
 ) -> None:
@@ -432,13 +436,13 @@ def zeros(path: Path, nbytes: int, order: str = "C") -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
-@pytest.mark.parametrize(("codec", "order"), [("raw", "C"), ("zstd", "C"), ("zstd", "F")])
-def test_memory_does_not_grow_with_the_input(tmp_path: Path, codec: str, order: str) -> None:
+@pytest.mark.parametrize(("codec", "order", "large"), [("raw", "C", 512), ("zstd", "F", 256)])
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, codec: str, order: str, large: int) -> None:
     def peak(job: str, megabytes: int) -> int:
         source = zeros(tmp_path / f"{megabytes}.npy", megabytes << 20, order)
         return int(run_python(MEASURE, job, source, tmp_path / f"store-{megabytes}", codec)) >> 20
 
-    assert peak("ingest", 512) < peak("ingest", 64) + 48
+    assert peak("ingest", large) < peak("ingest", 64) + 48
     assert peak("load", 64) >= 64  # the gauge shows what it should
 
 
@@ -450,3 +454,10 @@ def test_memory_does_not_grow_with_a_compressed_archive(tmp_path: Path) -> None:
         return int(run_python(MEASURE, "ingest", source, tmp_path / f"store-{megabytes}", "zstd")) >> 20
 
     assert peak(128) < peak(16) + 48
+
+
+def test_a_column_that_is_cut_from_rows_of_other_widths_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 10)))
+    np.save(tmp_path / "b.npy", np.zeros((3, 12)))
+    with pytest.raises(shardstore.SourceError, match=r"a.npy has float64\[10\], .*b.npy has float64\[12\]"):
+        ingest(tmp_path / "*.npy", tmp_path / "store", split="y=-1")

@@ -86,7 +86,7 @@ def edges(name: str) -> Array:
         array = np.concatenate([array, np.nextafter(array, half.type(0)), np.nextafter(array, half.type(np.inf))])
     if dtype.kind != "c":
         return array
-    array = array[::5]
+    array = array[::9]
     few = np.array([0, -0.0, 0.1, np.finfo(half).max, np.nan, np.inf], half)
     result = np.zeros((2, len(array), len(few), 2), half)
     result[0, ..., 0], result[0, ..., 1] = array[:, None], few
@@ -132,7 +132,7 @@ def test_rounding_goes_to_the_nearest_value_and_never_to_infinity(source: str, t
     half = np.dtype(f"f{cast.dtype.itemsize // 2}") if cast.dtype.kind == "c" else cast.dtype
     largest = Fraction(float(np.finfo(half).max))
     beyond = largest + (largest - Fraction(float(np.nextafter(np.finfo(half).max, half.type(0))))) / 2
-    for value in edges(source):
+    for value in edges(source)[::2]:
         result, changed = cast.apply(np.array([value]))
         number = exact(value)[0]
         if isinstance(number, str):
@@ -149,11 +149,12 @@ def test_rounding_goes_to_the_nearest_value_and_never_to_infinity(source: str, t
 
 
 @pytest.mark.parametrize("target", [name for name in NUMERIC if np.dtype(name).kind in "biu"])
-@pytest.mark.parametrize("source", REALS)
+@pytest.mark.parametrize("source", ["float16", "float32", "float64"])
 def test_whole_numbers_are_never_rounded_to(source: str, target: str) -> None:
-    for value in edges(source):
+    for value in edges(source)[::5]:
         block = np.array([value])
-        assert Cast(np.dtype(target), rounds=True).apply(block)[1] == Cast(np.dtype(target)).apply(block)[1]
+        kept = has(exact(value), np.dtype(target))
+        assert Cast(np.dtype(target), rounds=True).apply(block)[1] == (None if kept else 0)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,12 @@ def test_only_numbers_are_cast_and_never_the_imaginary_part_away(source: str, ta
 
 
 names = st.text("abcXYZ019_- ", min_size=1, max_size=6).map(str.strip).filter(bool)
-casts = st.none() | st.builds(Cast, st.sampled_from(NUMERIC).map(np.dtype), st.booleans())
+dtypes = st.sampled_from(NUMERIC).map(np.dtype)
+casts = st.one_of(
+    st.none(),
+    st.builds(Cast, dtypes),
+    st.builds(Cast, dtypes.filter(lambda dtype: dtype.kind in "fc"), st.booleans()),
+)
 cuts = st.builds(Cut, names, parts, casts)
 blanks = st.sampled_from(["", " ", "  "])
 
@@ -225,6 +231,11 @@ def test_what_is_written_is_understood(data: st.DataObject, expected: list[Cut])
         return text if cut.cast is None else f"{text}@{space}{'~' * cut.cast.rounds}{space}{cut.cast.dtype}{space}"
 
     assert parse_split(",".join(written(cut) for cut in expected)) == expected
+
+
+def test_only_floats_are_rounded_to() -> None:
+    with pytest.raises(SchemaError, match="int64 takes whole values only"):
+        parse_split("x=:@~int64")
 
 
 def columns(text: str) -> list[Field]:

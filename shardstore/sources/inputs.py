@@ -41,6 +41,15 @@ class Part:
         """Rows of the array."""
         return self.array.header.shape[0]
 
+    @property
+    def row_form(self) -> str:
+        """Dtype and shape of the array's rows, before any cut; of a structured array only the column's own field."""
+        header = self.array.header
+        if self.member is not None:
+            return str(self.field)
+        shape = "×".join(map(str, header.shape[1:]))
+        return f"{little_endian(header.dtype)}[{shape}]" if shape else str(little_endian(header.dtype))
+
     def read(self, start: int, stop: int, block_rows: int) -> Iterator[NDArray[Any]]:
         """Yield rows `[start, stop)` in blocks, C-contiguous and of the field's dtype.
 
@@ -132,7 +141,7 @@ def collect_inputs(sources: Paths | Mapping[str, Paths], split: str | None = Non
             parts = {part.field.name: [] for part in found}
             if len(parts) != len(found):
                 names = [part.field.name for part in found]
-                raise SchemaError(f"column {next(n for n in names if names.count(n) > 1)!r} is named twice")
+                raise SchemaError(f"{file}: column {next(n for n in names if names.count(n) > 1)!r} is named twice")
         if {part.field.name for part in found} != parts.keys():
             raise SourceError(
                 f"{files[0]} has the columns {', '.join(parts)}, but {file} has "
@@ -166,10 +175,12 @@ def _parallel(files: dict[str, list[Path]]) -> Inputs:
 def _checked(inputs: Inputs) -> Inputs:
     for name, parts in inputs.parts.items():
         for part in parts[1:]:
-            if part.field != parts[0].field:
+            # What is cut must be of one width: the last of 10 numbers may not mean what the last of 12 does.
+            same_rows = part.cut.part is None or part.array.header.shape[1:] == parts[0].array.header.shape[1:]
+            if part.field != parts[0].field or not same_rows:
                 raise SourceError(
-                    f"files disagree about column {name!r}: {parts[0].array.label} has {parts[0].field}, "
-                    f"{part.array.label} has {part.field}"
+                    f"files disagree about column {name!r}: {parts[0].array.label} has {parts[0].row_form}, "
+                    f"{part.array.label} has {part.row_form}"
                 )
     return inputs
 
@@ -237,6 +248,8 @@ def _open_npy(path: Path) -> NpyArray:
 
 def _readable(path: Path) -> Path:
     try:
+        if path.exists() and not path.is_file():
+            raise SourceError(f"{path}: not a regular file: only those can be mapped")
         path.open("rb").close()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from None

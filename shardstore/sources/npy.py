@@ -97,12 +97,14 @@ def read_header(stream: IO[bytes], label: str) -> NpyHeader:
         fortran_order = bool(fields["fortran_order"])
         if min(shape, default=0) < 0:
             raise ValueError(f"negative shape {shape}")
-    except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, SyntaxError, MemoryError, RecursionError) as error:
         raise SourceError(f"{label}: damaged .npy header: {error}") from None
     if dtype.hasobject:
         raise SourceError(
             f"{label}: an array of Python objects is a pickle, which is never loaded: save it with a numeric dtype"
         )
+    if dtype.names == ():
+        raise SourceError(f"{label}: a structured array without fields makes no columns")
     if not shape:
         raise SourceError(f"{label}: a single value (0-d array) has no rows; expected at least one axis")
     return NpyHeader(dtype, shape, fortran_order, 8 + length_size + length)
@@ -122,15 +124,15 @@ class NpyArray:
     sequential = False
 
     @classmethod
-    def open_header(cls, path: Path) -> NpyArray:
-        """Read a file's header and check that the file is as long as it says."""
+    def open_header(cls, path: Path, label: str | None = None) -> NpyArray:
+        """Read a file's header and check that the file is as long as it says; `label` names it in messages."""
         with path.open("rb") as stream:
-            header = read_header(stream, str(path))
+            header = read_header(stream, label or str(path))
             found = stream.seek(0, 2)
         expected = header.data_offset + header.data_nbytes
         if found != expected:
             what = "truncated .npy" if found < expected else "more bytes than its header says"
-            raise SourceError(f"{path}: {what}: expected {expected:,} bytes, found {found:,}")
+            raise SourceError(f"{label or path}: {what}: expected {expected:,} bytes, found {found:,}")
         return cls(path, header)
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
 import tempfile
 import zipfile
@@ -38,13 +40,13 @@ class NpzArray:
     @contextmanager
     def open(self) -> Iterator[BlockReader]:
         """Open the member as a stream; a Fortran-ordered one has no rows in sequence and goes through a file."""
-        with _open_archive(self.path) as archive, archive.open(f"{self.key}.npy") as stream:
+        with _open_archive(self.path) as archive, _open_member(archive, self.key, self.label) as stream:
             if self.header.fortran_order and len(self.header.shape) > 1:
                 with tempfile.TemporaryDirectory(prefix="shardstore-") as directory:
                     copy = Path(directory) / "member.npy"
                     with copy.open("wb") as file, _stream_errors(self.label):
                         shutil.copyfileobj(stream, file, 1 << 20)
-                    with NpyArray.open_header(copy).open() as reader:
+                    with NpyArray.open_header(copy, self.label).open() as reader:
                         yield reader
                 return
             read_header(stream, self.label)
@@ -87,8 +89,9 @@ def open_members(path: Path) -> list[NpzArray]:
             if not name.endswith(".npy"):
                 raise SourceError(f"{path}: not an .npz file: it holds {name!r} beside arrays")
             key = name.removesuffix(".npy")
-            with _stream_errors(f"{path}[{key}]"), archive.open(name) as stream:
-                members.append(NpzArray(path, key, read_header(stream, f"{path}[{key}]")))
+            label = f"{path}[{key}]"
+            with _open_member(archive, key, label) as stream, _stream_errors(label):
+                members.append(NpzArray(path, key, read_header(stream, label)))
     return members
 
 
@@ -96,15 +99,22 @@ def open_members(path: Path) -> list[NpzArray]:
 def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise SourceError(f"{path}: truncated or damaged .npz: {error}") from None
     with archive:
         yield archive
+
+
+def _open_member(archive: zipfile.ZipFile, key: str, label: str) -> IO[bytes]:
+    with _stream_errors(label):
+        return archive.open(f"{key}.npy")
 
 
 @contextmanager
 def _stream_errors(label: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the disk that a member is copied to is full
         raise SourceError(f"{label}: truncated or damaged .npz member: {error}") from None

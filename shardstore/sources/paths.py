@@ -14,10 +14,11 @@ Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 SUFFIXES = (".npy", ".npz")
 
 
-def natural_key(path: Path) -> list[tuple[int, int | str]]:
-    """Return a sort key by which part-2 comes before part-10."""
+def natural_key(path: Path) -> tuple[list[int | str], str]:
+    """Return a sort key by which part-2 comes before part-10; part-02 and part-2 have an order, too."""
     pieces = re.split(r"(\d+)", str(path))
-    return [(0, int(piece)) if piece.isdigit() else (1, piece) for piece in pieces]
+    # Numbers stand at the odd places, so that a piece is only ever compared with one of its own kind.
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], str(path)
 
 
 def find_files(sources: Paths) -> list[Path]:
@@ -52,9 +53,16 @@ def order_note(files: list[Path]) -> str | None:
 
 
 def _expand(source: str) -> list[Path]:
+    try:
+        return _expand_one(source)
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read: {error.strerror}") from None
+
+
+def _expand_one(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        files = [p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith(".")]
+        files = [p for p in path.iterdir() if p.suffix in SUFFIXES and not p.is_dir() and not p.name.startswith(".")]
         if not files:
             raise SourceError(f"{source}: no .npy or .npz file in this directory")
         return sorted(files, key=natural_key)
@@ -63,7 +71,8 @@ def _expand(source: str) -> list[Path]:
     if not glob.has_magic(source):
         raise SourceError(f"{source}: no such file")
     matches = [Path(match) for match in glob.glob(source, recursive=True)]
-    files = [match for match in matches if match.is_file()]
+    # A link to nothing stays in: to leave it out would lose its rows unseen.
+    files = [match for match in matches if not match.is_dir()]
     if not files:
         raise SourceError(f"{source}: the pattern matches no file")
     return sorted(files, key=natural_key)

@@ -7,6 +7,7 @@ be rounded to the nearest value that the dtype has.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,25 +31,29 @@ class Cast:
         """Return the cast block and the flat index of the first value that it would change, or None."""
         with np.errstate(all="ignore"):
             result = block.astype(self.dtype)
-            kept = self._kept(block, result).reshape(-1)
+            kept = self._kept(block.real, result.real)  # of real numbers, too, this is all of them
+            if block.dtype.kind == "c":
+                kept &= self._kept(block.imag, result.imag)
+        kept = kept.reshape(-1)
         return result, None if kept.all() else int(kept.argmin())
 
     def _kept(self, before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bool_]:
-        source, target = before.dtype, self.dtype
-        if self.rounds and target.kind in "fc":
+        source, target = before.dtype, after.dtype
+        if self.rounds and target.kind == "f":
             return np.asarray(np.isfinite(after) | ~np.isfinite(before))
         # Coming back to the same value is not enough where a conversion wraps or saturates: look at the range too.
         kept = np.asarray(after.astype(source) == before)
-        if target.kind in "fc" and source.kind in "fc":
+        if target.kind == "f" and source.kind == "f":
             kept |= np.isnan(before) & np.isnan(after)
         elif target.kind in "iu" and source.kind in "iu":
             kept &= (before < 0) == (after < 0)
         elif target.kind in "iu" and source.kind == "f":
-            # Both bounds are powers of two (or 0), hence exact in every float dtype wide enough to hold them.
+            # Both bounds are powers of two (or 0), hence exact in every float dtype wide enough to hold them; in
+            # float16 they may be infinite.
             bounds = np.iinfo(target)
-            kept &= (before >= float(bounds.min)) & (before < float(bounds.max // 2 + 1) * 2.0)
-        elif target.kind in "fc" and source.kind in "iu":
-            kept &= after.real < float(np.iinfo(source).max // 2 + 1) * 2.0
+            kept &= (before >= float(bounds.min)) & (before < float(bounds.max // 2 + 1) * 2.0) & np.isfinite(before)
+        elif target.kind == "f" and source.kind in "iu":
+            kept &= (after < float(np.iinfo(source).max // 2 + 1) * 2.0) & np.isfinite(after)
         return kept
 
 
@@ -103,14 +108,21 @@ def _parse_item(item: str) -> Cut:
     pieces = where.split(":")
     try:
         numbers = [int(piece) if piece.strip() else None for piece in pieces]
+        if len(pieces) > 3:
+            raise ValueError
         part = numbers[0] if len(pieces) == 1 else slice(*numbers)
-        if part is None or len(pieces) > 3 or (isinstance(part, slice) and part.step == 0):
+        if part is None or (isinstance(part, slice) and part.step == 0):
             raise ValueError
     except ValueError:
         raise SchemaError(f"bad split {item.strip()!r}: {where!r} is no slice or index; {_EXAMPLE}") from None
     if dtype is None:
         return Cut(name, part)
     try:
-        return Cut(name, part, Cast(np.dtype(dtype).newbyteorder("<"), bool(tilde)))
-    except TypeError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a deprecated name
+            target = np.dtype(dtype).newbyteorder("<")
+    except (TypeError, ValueError, Warning):
         raise SchemaError(f"bad split {item.strip()!r}: NumPy has no dtype {dtype!r}") from None
+    if tilde and target.kind not in "fc":
+        raise SchemaError(f"bad split {item.strip()!r}: @~ rounds to a float dtype; {target} takes whole values only")
+    return Cut(name, part, Cast(target, bool(tilde)))
