@@ -8,8 +8,10 @@ import shutil
 import sys
 import uuid
 import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _RELATIVE = os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd
 
 
@@ -21,24 +23,29 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # A file's name is the prefix and its own; with a descriptor it is looked up from there.
+        self._prefix = ""
         self._descriptor: int | None = None
         if _RELATIVE:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             weakref.finalize(self, os.close, self._descriptor).atexit = False
-        elif not path.is_dir():
+        elif path.is_dir():
+            self._prefix = f"{path.absolute()}{os.sep}"
+        else:
             raise (NotADirectoryError if path.exists() else FileNotFoundError)(path)
 
     def open(self, name: str) -> int:
         """Open a file for reading and return its descriptor."""
-        if self._descriptor is None:
-            return os.open(self.path / name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        return os.open(name, os.O_RDONLY, dir_fd=self._descriptor)
+        return os.open(self._prefix + name, _READ, dir_fd=self._descriptor)
 
-    def stat(self, name: str) -> os.stat_result:
-        """Return what the system knows of a file."""
-        if self._descriptor is None:
-            return (self.path / name).stat()
-        return os.stat(name, dir_fd=self._descriptor)
+    def stats(self, names: Iterable[str]) -> Iterator[os.stat_result | None]:
+        """Yield what the system knows of each file, None if it is missing. Quick: a store has thousands."""
+        prefix, descriptor = self._prefix, self._descriptor
+        for name in names:
+            try:
+                yield os.stat(prefix + name, dir_fd=descriptor)
+            except (FileNotFoundError, NotADirectoryError):
+                yield None
 
     def read(self, name: str) -> bytes:
         """Return all of a small file."""

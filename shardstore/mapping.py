@@ -88,8 +88,10 @@ class MappedFiles:
         """Map those of the given files that are not yet mapped; raise `CannotMapError` if the system refuses."""
         if self._mapped[files].all():
             return
+        needed = np.zeros(len(self._mapped), np.bool_)
+        needed[files] = True
         with self._lock:
-            for i in np.unique(files[~self._mapped[files]]).tolist():
+            for i in np.flatnonzero(needed & ~self._mapped).tolist():
                 self._map(i)
                 self._mapped[i] = True
                 self._missing -= 1

@@ -8,9 +8,9 @@ For up to `SORTED_ROWS` rows, the permutation sorts 64-bit hashes of the row num
 enough to be made again at will. Above that it is a Feistel network of alternating rounds over a mixed radix: row
 numbers are written as `left · b + right` with `a · b` at least the number of rows and as close as can be, and each
 round adds a keyed hash of one half to the other, modulo `a` or `b`. Numbers beyond the last row walk on along their
-cycle until they fall inside (J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Since
-`a · b` exceeds the rows by less than about their square root, walking is rare whatever the number of rows; a network
-over a power of two would walk up to half of them.
+cycle until they fall inside (J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). `a`
+and `b` are chosen so that their product exceeds the rows by a handful, if at all, so that next to none walk; in a
+network over a power of two up to half of them would.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from shardstore.selection import Rows
 ORDER_VERSION = 1
 SORTED_ROWS = 4096
 _ROUNDS = 6
+_RADIX_CANDIDATES = 1024
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,18 @@ class _Words:
     multipliers: tuple[int, int]
 
 
+@lru_cache(64)
+def _radices(count: int) -> tuple[int, int]:
+    """Return two numbers of like size whose product is `count`, or as little more as can be found near its root."""
+    root = math.isqrt(count - 1) + 1
+    lefts = range(root, max(root // 2, root - _RADIX_CANDIDATES), -1)
+    # Neither may have more bits than half a word, or products would wrap.
+    largest = 1 << (_NARROW.half if count <= 1 << 32 else _WIDE.half)
+    fitting = [left for left in lefts if -(-count // left) <= largest]
+    left = min(fitting, key=lambda left: -count % left)
+    return left, -(-count // left)
+
+
 # Odd multipliers: the 32-bit ones are primes of xxHash, the 64-bit ones those of splitmix64.
 _NARROW = _Words(np.uint32, 16, 15, (0x9E3779B1, 0x85EBCA77))
 _WIDE = _Words(np.uint64, 32, 32, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -123,9 +137,8 @@ class _Network:
 
     @classmethod
     def of(cls, count: int, key: bytes, words: _Words) -> _Network:
-        left = math.isqrt(count - 1) + 1
         keys = np.frombuffer(key, np.dtype(words.dtype).newbyteorder("<"), _ROUNDS)
-        return cls(words, left, -(-count // left), keys)
+        return cls(words, *_radices(count), keys)
 
     def apply(self, numbers: NDArray[Any]) -> NDArray[Any]:
         word = self.words.dtype

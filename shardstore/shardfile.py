@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -195,27 +195,33 @@ def open_shard(directory: Directory, key: str, nbytes: int) -> int:
         CorruptionError: if the file is missing or has another size. Checked before anything is mapped, because
             touching a mapping past the end of its file kills the process.
     """
-    check_shards(directory, [key], [nbytes])
-    return directory.open(key)
+    try:
+        descriptor = directory.open(key)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _bad_shard(directory, key, nbytes, None) from None
+    status = os.fstat(descriptor)
+    if status.st_size != nbytes or not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise _bad_shard(directory, key, nbytes, status)
+    return descriptor
 
 
-def check_shards(directory: Directory, keys: Iterable[str], sizes: Iterable[int]) -> None:
+def check_shards(directory: Directory, keys: Sequence[str], sizes: Sequence[int]) -> None:
     """Raise `CorruptionError` unless all these shard files of a store are there and have these sizes in bytes."""
-    stat_file = directory.stat  # a store has thousands of files, all looked at before its first batch
-    for key, nbytes in zip(keys, sizes, strict=True):
-        try:
-            status = stat_file(key)
-        except (FileNotFoundError, NotADirectoryError):
-            problem = f"the shard file is missing ({nbytes:,} bytes expected)"
-        else:
-            found = status.st_size
-            if found == nbytes and stat.S_ISREG(status.st_mode):
-                continue
-            what = "short" if found < nbytes else "overlong"
-            problem = f"the shard file is {what}: expected {nbytes:,} bytes, found {found:,}"
-            if not stat.S_ISREG(status.st_mode):
-                problem = f"not a file, expected a shard file of {nbytes:,} bytes"
-        raise CorruptionError(f"{directory.path / key}: {problem}; {RESTORE}")
+    for key, nbytes, status in zip(keys, sizes, directory.stats(keys), strict=True):
+        if status is None or status.st_size != nbytes or not stat.S_ISREG(status.st_mode):
+            raise _bad_shard(directory, key, nbytes, status)
+
+
+def _bad_shard(directory: Directory, key: str, nbytes: int, status: os.stat_result | None) -> CorruptionError:
+    if status is None:
+        problem = f"the shard file is missing ({nbytes:,} bytes expected)"
+    elif not stat.S_ISREG(status.st_mode):
+        problem = f"not a file, expected a shard file of {nbytes:,} bytes"
+    else:
+        what = "short" if status.st_size < nbytes else "overlong"
+        problem = f"the shard file is {what}: expected {nbytes:,} bytes, found {status.st_size:,}"
+    return CorruptionError(f"{directory.path / key}: {problem}; {RESTORE}")
 
 
 def read_footer(descriptor: int, path: Path, layout: ColumnLayout, record: ShardRecord, rows: int) -> Footer:
