@@ -61,6 +61,9 @@ def check_destination(destination: Path, mode: Mode) -> None:
     """Raise `DestinationError` if a store cannot be written to `destination`."""
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; expected {' or '.join(map(repr, MODES))}")
+    for parent in destination.absolute().parents:
+        if (parent / METADATA_FILE).exists():
+            raise DestinationError(f"{destination} lies inside the store {parent}: choose a place outside")
     if not os.path.lexists(destination):
         return
     if mode == "create":
@@ -111,7 +114,8 @@ def explained_errors(destination: Path) -> Iterator[None]:
                 f"no space left for {destination}: {free:,} bytes are free there; nothing was kept of the attempt"
             ) from error
         if error.errno in _REFUSALS:
-            raise DestinationError(f"cannot write {destination}: {error.strerror} ({error.filename})") from error
+            where = f" ({error.filename})" if error.filename else ""
+            raise DestinationError(f"cannot write {destination}: {error.strerror}{where}") from error
         raise
 
 

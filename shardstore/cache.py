@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
+
+from shardstore.locks import ForkSafeLock
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -21,8 +20,7 @@ class BoundedCache(Generic[_Key, _Value]):
         self._size_of = size_of
         self._size = 0
         self._values: OrderedDict[_Key, _Value] = OrderedDict()
-        self._lock = threading.Lock()
-        _caches.add(self)
+        self._lock = ForkSafeLock()
 
     def get(self, key: _Key, load: Callable[[_Key], _Value]) -> _Value:
         """Return the value of `key`, which `load` makes if it is not here."""
@@ -45,19 +43,3 @@ class BoundedCache(Generic[_Key, _Value]):
         with self._lock:
             self._values.clear()
             self._size = 0
-
-    def renew_lock(self) -> None:
-        """Make a new lock: in the child of a fork, a thread that no longer exists may hold the old one."""
-        self._lock = threading.Lock()
-
-
-_caches: weakref.WeakSet[BoundedCache[Any, Any]] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for cache in _caches:
-        cache.renew_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)

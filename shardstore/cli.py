@@ -24,9 +24,10 @@ import shardstore
 from shardstore.building import Mode
 from shardstore.errors import CorruptionError, ShardStoreError
 from shardstore.export import export_npy
-from shardstore.manifest import FORMAT_VERSION
+from shardstore.manifest import FORMAT_VERSION, METADATA_FILE
 from shardstore.schema import DEFAULT_SHARD_BYTES
 from shardstore.sources.paths import find_files, order_note
+from shardstore.verify import Damage, VerifyReport
 
 app = typer.Typer(
     help="Convert raw NumPy dumps into a store once, then stream training batches from it.",
@@ -34,7 +35,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console(highlight=False)
+# A pipe has no width: nothing is cut off there.
+_out = Console(highlight=False, width=None if sys.stdout.isatty() else 100_000)
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store's directory.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -152,8 +154,12 @@ def head(
 @app.command()
 def verify(path: StorePath, as_json: AsJson = False) -> None:
     """Check every byte of a store; exit with 1 if any is not what was written."""
-    with _user_errors(), shardstore.open(path) as store:
-        report = store.verify()
+    with _user_errors():
+        try:
+            with shardstore.open(path) as store:
+                report = store.verify()
+        except CorruptionError as error:  # of the manifest, without which nothing else can be checked
+            report = VerifyReport(1, 0, 0, (Damage(METADATA_FILE, str(error)),))
         if as_json:
             print(json.dumps(report.to_dict(), indent=2))
         elif report.ok:
@@ -195,7 +201,12 @@ def _user_errors() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    # A closed terminal says SIGHUP, which nohup has ignored.
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, terminate)
     try:
         yield
     except KeyboardInterrupt:
@@ -205,7 +216,8 @@ def _user_errors() -> Iterator[None]:
     except (ShardStoreError, ValueError) as error:
         _fail(str(error), 2)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int) -> NoReturn:

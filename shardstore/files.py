@@ -23,6 +23,7 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._absolute_path = path.absolute()
         # A file's name is the prefix and its own; with a descriptor it is looked up from there.
         self._prefix = ""
         self._descriptor: int | None = None
@@ -30,9 +31,19 @@ class Directory:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             weakref.finalize(self, os.close, self._descriptor).atexit = False
         elif path.is_dir():
-            self._prefix = f"{path.absolute()}{os.sep}"
+            self._prefix = f"{self._absolute_path}{os.sep}"
         else:
             raise (NotADirectoryError if path.exists() else FileNotFoundError)(path)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the directory's name has gone to another one since it was opened."""
+        if self._descriptor is None:
+            return False
+        try:
+            return not os.path.samestat(self._absolute_path.stat(), os.fstat(self._descriptor))
+        except OSError:
+            return False
 
     def open(self, name: str) -> int:
         """Open a file for reading and return its descriptor."""

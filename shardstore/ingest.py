@@ -6,6 +6,7 @@ block, with checksums on the way, so memory depends neither on the files nor on 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from shardstore.building import Mode, building, check_destination, explained_errors
 from shardstore.columns import ColumnWriter, column_entry
-from shardstore.errors import DestinationError
+from shardstore.errors import DestinationError, SourceError
 from shardstore.progress import Advance, byte_progress
 from shardstore.schema import DEFAULT_SHARD_BYTES, ColumnLayout, plan_layouts
 from shardstore.shardfile import ShardRecord
@@ -125,7 +126,12 @@ class ShardTask:
                 for block in part.read(start, stop, block_rows) if start < stop else ():
                     if cancelled is not None and cancelled.is_set():
                         return []
-                    column.append(block)
+                    try:
+                        column.append(block)
+                    except OSError as error:
+                        if error.errno != errno.EFAULT:
+                            raise
+                        raise SourceError(f"{part.array.label}: the file became shorter while it was read") from None
                     advance(block.nbytes)
             return column.finish()
 
@@ -185,7 +191,7 @@ def _executor(workers: int | Executor | None) -> Iterator[tuple[Executor, bool]]
     if isinstance(workers, Executor):
         yield workers, False
         return
-    if workers is not None and workers < 1:
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise ValueError(f"workers is {workers}; expected at least 1, or an Executor")
     # More threads than cores: while one waits for the disk to take a finished shard, another copies.
     with ThreadPoolExecutor(workers or min(8, (os.cpu_count() or 1) + 2), "shardstore-ingest") as executor:

@@ -112,7 +112,7 @@ class Manifest:
             raise FormatError(f"{where}: a Zarr group, but not a shardstore store: it has no manifest") from None
         if version != FORMAT_VERSION:
             raise FormatError(
-                f"{where}: the store has format version {version}; this release reads {FORMAT_VERSION}: "
+                f"{where}: the store has format version {version!r}; this release reads {FORMAT_VERSION}: "
                 "install a newer shardstore"
             )
         if body.pop("crc32c", None) != _json_crc32c(body):
@@ -184,7 +184,7 @@ def read_manifest(directory: Directory) -> Manifest:
     where = str(store / METADATA_FILE)
     try:
         document = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptionError(f"{where}: the manifest is not readable JSON ({error}); {_RESTORE}") from None
     return Manifest.from_document(document, where)
 

@@ -14,7 +14,6 @@ import math
 import mmap
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -23,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shardstore.locks import ForkSafeLock
 
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
@@ -59,11 +60,9 @@ class MappedFiles:
     def __init__(self, open_file: Callable[[int], int], data_nbytes: Sequence[int], spacing: int) -> None:
         count = len(data_nbytes)
         self._mmap, munmap = _calls()
-        page = mmap.ALLOCATIONGRANULARITY
-        length = (count - 1) * spacing + -(-data_nbytes[-1] // page) * page
+        length = (count - 1) * spacing + self._pages(data_nbytes[-1])
         _budget.take(count)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        base = self._mmap(None, length, _PROT_NONE, flags, -1, 0)
+        base = self._mmap(None, length, _PROT_NONE, _reserved_flags(), -1, 0)
         if base == _FAILED:
             _budget.give(count)
             raise CannotMapError(f"no range of {length:,} addresses: {os.strerror(ctypes.get_errno())}")
@@ -76,13 +75,13 @@ class MappedFiles:
         self._data_nbytes = data_nbytes
         self._spacing = spacing
         self._mapped = np.zeros(count, np.bool_)
-        self._missing = count
-        self._lock = threading.Lock()
+        self._complete = False
+        self._lock = ForkSafeLock()
 
     @property
     def complete(self) -> bool:
         """Whether all files are mapped, so that `ensure` has nothing left to do."""
-        return not self._missing
+        return self._complete
 
     def ensure(self, files: NDArray[np.int64]) -> None:
         """Map those of the given files that are not yet mapped; raise `CannotMapError` if the system refuses."""
@@ -94,7 +93,12 @@ class MappedFiles:
             for i in np.flatnonzero(needed & ~self._mapped).tolist():
                 self._map(i)
                 self._mapped[i] = True
-                self._missing -= 1
+            self._complete = bool(self._mapped.all())
+
+    @staticmethod
+    def _pages(nbytes: int) -> int:
+        """Return the bytes of the pages that hold `nbytes`."""
+        return -(-nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
 
     def _map(self, i: int) -> None:
         place, nbytes = self._base + i * self._spacing, self._data_nbytes[i]
@@ -105,7 +109,13 @@ class MappedFiles:
         finally:
             os.close(descriptor)
         if mapped != place:
+            # Keep the place reserved: the failed call may have left a hole that another mapping could fall into.
+            self._mmap(place, self._pages(nbytes), _PROT_NONE, _reserved_flags() | _MAP_FIXED, -1, 0)
             raise CannotMapError(f"cannot map {nbytes:,} bytes: {os.strerror(error)}")
+
+
+def _reserved_flags() -> int:
+    return mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
 def _release(munmap: Any, base: int, length: int, count: int) -> None:
@@ -117,7 +127,7 @@ class _Budget:
     """Keeps this process below half of the mappings that Linux allows it (`vm.max_map_count`, 65,530 by default)."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._used = 0
 
     def take(self, count: int) -> None:

@@ -26,6 +26,10 @@ from shardstore.schema import ColumnLayout
 from shardstore.selection import Rows
 from shardstore.shardfile import RESTORE, Footer, check_shards, open_shard, read_chunk, read_footer
 
+# Decoded chunks by column and number, shared by the columns of a store.
+ChunkCache = BoundedCache[tuple[str, int], NDArray[Any]]
+CHUNK_CACHE_NBYTES = 32 << 20
+
 
 class Reader(Protocol):
     """Rows of one column. Row numbers are in range; callers check them."""
@@ -41,13 +45,16 @@ class Reader(Protocol):
         """Return consecutive rows: a read-only view where that needs no copy, else a fresh array."""
 
 
-def open_reader(directory: Directory, entry: ColumnEntry, rows: int, contiguous: bool = True) -> Reader:
+def open_reader(
+    directory: Directory, entry: ColumnEntry, rows: int, chunks: ChunkCache, contiguous: bool = True
+) -> Reader:
     """Open the reader that suits a column.
 
     Args:
         directory: the store's directory.
         entry: the column.
         rows: the store's rows.
+        chunks: where decoded chunks are kept.
         contiguous: whether to try one mapping of all shards where the column is raw.
 
     Raises:
@@ -58,7 +65,7 @@ def open_reader(directory: Directory, entry: ColumnEntry, rows: int, contiguous:
         return EmptyReader(layout, rows)
     check_shards(directory, layout.shard_keys(rows), entry.nbytes.tolist())
     if not layout.codec.is_raw:
-        return ChunkReader(directory, entry, rows)
+        return ChunkReader(directory, entry, rows, chunks)
     if contiguous:
         with suppress(CannotMapError):
             return ContiguousReader(directory, entry, rows)
@@ -97,7 +104,8 @@ class ContiguousReader:
         self._files = MappedFiles(lambda i: open_shard(directory, keys[i], sizes[i]), data_nbytes, spacing)
         self._array = self._files.data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
         self._shard_rows = layout.shard_rows
-        self._phantom_rows = (spacing - layout.shard_nbytes) // layout.field.row_nbytes
+        # Behind a single shard there is none.
+        self._phantom_rows = (spacing - layout.shard_nbytes) // layout.field.row_nbytes if len(keys) > 1 else 0
         self.slices_are_views = not self._phantom_rows
         self._shift = layout.shard_rows.bit_length() - 1
 
@@ -175,16 +183,15 @@ class ShardwiseReader:
 class ChunkReader:
     """Reads a compressed column: decodes the chunks that hold the asked-for rows, each once a call."""
 
-    CACHE_NBYTES = 32 << 20
     slices_are_views = False
     _FOOTER_CACHE_NBYTES = 32 << 20
 
-    def __init__(self, directory: Directory, entry: ColumnEntry, rows: int) -> None:
+    def __init__(self, directory: Directory, entry: ColumnEntry, rows: int, chunks: ChunkCache) -> None:
         self._directory = directory
         self._entry = entry
+        self._chunks = chunks
         self._layout = entry.layout
         self._rows = rows
-        self._chunks: BoundedCache[int, NDArray[Any]] = BoundedCache(self.CACHE_NBYTES, lambda chunk: chunk.nbytes)
         self._footers: BoundedCache[int, Footer] = BoundedCache(
             self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
         )
@@ -194,7 +201,7 @@ class ChunkReader:
 
         def copy(group: tuple[int, Rows, Rows]) -> None:
             chunk, positions, local = group
-            out[positions] = np.take(self._chunks.get(chunk, self._decode), local, axis=0)
+            out[positions] = np.take(self._chunk(chunk), local, axis=0)
 
         for_each(copy, list(_group(rows, self._layout.chunk_rows)))
 
@@ -205,10 +212,13 @@ class ChunkReader:
         def copy(run: tuple[int, int, int]) -> None:
             chunk, first, last = run
             before = chunk * self._layout.chunk_rows
-            out[first - start : last - start] = self._chunks.get(chunk, self._decode)[first - before : last - before]
+            out[first - start : last - start] = self._chunk(chunk)[first - before : last - before]
 
         for_each(copy, list(_runs(start, stop, self._layout.chunk_rows)))
         return out
+
+    def _chunk(self, chunk: int) -> NDArray[Any]:
+        return self._chunks.get((self._layout.field.name, chunk), lambda key: self._decode(chunk))
 
     def _decode(self, chunk: int) -> NDArray[Any]:
         layout = self._layout

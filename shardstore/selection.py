@@ -66,10 +66,12 @@ class Selection:
         return Selection(self.start + start * self.step, self.step * step, count)
 
     def pick(self, index: slice | Rows) -> Selection:
-        """Return the selection of a normalised index into this one."""
+        """Return the selection of a normalised index into this one, which keeps no memory of the caller's."""
         if isinstance(index, slice):
             return self.stride(*index.indices(self.count))
-        return Selection(0, 1, len(index), self.resolve(index))
+        rows = np.array(self.resolve(index))
+        rows.flags.writeable = False
+        return Selection(0, 1, len(rows), rows)
 
 
 def normalize(index: Any, count: int) -> int | slice | Rows:
@@ -85,16 +87,21 @@ def normalize(index: Any, count: int) -> int | slice | Rows:
     """
     if isinstance(index, slice):
         return slice(*index.indices(count)) if (index.step or 1) > 0 else index
-    if isinstance(index, bool | np.bool_):
-        raise TypeError(f"a single boolean ({index}) is no row; expected a row number or a mask with one value per row")
-    try:
-        return _in_range(operator.index(index), count)
-    except TypeError:
-        pass
-    if isinstance(index, tuple):
-        raise TypeError("a tuple indexes several axes, but only rows are indexed here: index the result again")
-    if not isinstance(index, list | range | np.ndarray) and not hasattr(index, "__array__"):
-        raise TypeError(f"{type(index).__name__} is no row index; expected an int, a slice, integers or a boolean mask")
+    if not isinstance(index, np.ndarray) or index.ndim == 0:
+        if isinstance(index, bool | np.bool_):
+            raise TypeError(f"a single boolean ({index}) is no row; expected a row number or a mask of all rows")
+        # A tensor of one element passes for an integer, too.
+        if getattr(index, "ndim", 0) == 0:
+            try:
+                return _in_range(operator.index(index), count)
+            except TypeError:
+                pass
+        if isinstance(index, tuple):
+            raise TypeError("a tuple indexes several axes, but only rows are indexed here: index the result again")
+        if not isinstance(index, list | range) and not hasattr(index, "__array__"):
+            raise TypeError(
+                f"{type(index).__name__} is no row index; expected an int, a slice, integers or a boolean mask"
+            )
     array = np.asarray(index)
     if array.ndim != 1:
         raise TypeError(f"an index of rows has one axis, found {array.ndim}")
@@ -118,6 +125,8 @@ def _in_range(row: int, count: int) -> int:
 def _all_in_range(rows: NDArray[Any], count: int) -> Rows:
     if not len(rows):
         return np.empty(0, np.int64)
+    if rows.dtype == np.int64 and int(rows.view(np.uint64).max()) < count:
+        return rows  # one look finds both ends: negative numbers are the largest unsigned ones
     low, high = int(rows.min()), int(rows.max())
     if low < -count or high >= count:
         _in_range(low if low < -count else high, count)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.checksum import CHECKSUM_NBYTES, crc32c
-from shardstore.errors import CorruptionError
+from shardstore.errors import CorruptionError, FormatError, ShardStoreError
 from shardstore.files import Directory
 from shardstore.schema import ColumnLayout
 
@@ -213,7 +213,9 @@ def check_shards(directory: Directory, keys: Sequence[str], sizes: Sequence[int]
             raise _bad_shard(directory, key, nbytes, status)
 
 
-def _bad_shard(directory: Directory, key: str, nbytes: int, status: os.stat_result | None) -> CorruptionError:
+def _bad_shard(directory: Directory, key: str, nbytes: int, status: os.stat_result | None) -> ShardStoreError:
+    if status is None and directory.replaced:
+        return FormatError(f"{directory.path}: the store was replaced since it was opened; open it again")
     if status is None:
         problem = f"the shard file is missing ({nbytes:,} bytes expected)"
     elif not stat.S_ISREG(status.st_mode):

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
+from shardstore.cache import BoundedCache
 from shardstore.errors import FormatError
 from shardstore.files import Directory
 from shardstore.manifest import Manifest, load_manifest
 from shardstore.mapping import CannotMapError
-from shardstore.readers import Reader, open_reader
+from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, Reader, open_reader
 from shardstore.schema import Field
 from shardstore.selection import Rows, Selection
 from shardstore.table import Table
@@ -44,9 +44,13 @@ class StoreFiles:
 
     def __init__(self, path: Path, store_id: str | None = None) -> None:
         self.path = path
+        # The working directory may be another one by the time this is pickled.
+        self.absolute_path = path.absolute()
         self._store_id = store_id
         self._opened: tuple[Directory, Manifest] | None = None
         self._readers: dict[str, Reader] = {}
+        # One budget for the decoded chunks of all columns.
+        self._chunks: ChunkCache = BoundedCache(CHUNK_CACHE_NBYTES, lambda chunk: chunk.nbytes)
         # Columns for which the process has run out of mappings.
         self._shardwise: set[str] = set()
         self._closed = False
@@ -75,19 +79,15 @@ class StoreFiles:
         """Return a column's dtype and row shape."""
         return self.manifest.columns[name].layout.field
 
-    def read(self, name: str, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Gather rows of a column, which must be in range, into a fresh array or into `out`."""
-        if out is None:
-            field = self.field(name)
-            out = np.empty((len(rows), *field.row_shape), field.dtype)
+    def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
+        """Gather rows of a column, which must be in range, into the C-contiguous `out`."""
         try:
             self._reader(name).take(rows, out)
-            return out
+            return
         except CannotMapError:
             self._read_shardwise(name)
         # Behind the handler, so that nothing holds on to the reader whose mappings must go.
         self._reader(name).take(rows, out)
-        return out
 
     def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive rows of a column, as a read-only view where that needs no copy."""
@@ -117,7 +117,7 @@ class StoreFiles:
                 raise ValueError(f"the store {self.path} is closed")
             directory, manifest = self._open()
             contiguous = name not in self._shardwise
-            reader = open_reader(directory, manifest.columns[name], manifest.rows, contiguous)
+            reader = open_reader(directory, manifest.columns[name], manifest.rows, self._chunks, contiguous)
             self._readers[name] = reader
         return reader
 
@@ -128,7 +128,7 @@ class StoreFiles:
 
     def __reduce__(self) -> tuple[Any, ...]:
         store_id = self._opened[1].store_id if self._opened is not None else self._store_id
-        return StoreFiles, (self.path.absolute(), store_id)
+        return StoreFiles, (self.absolute_path, store_id)
 
 
 class Store(Table):
@@ -187,7 +187,7 @@ class Store(Table):
         """Return the store as zarr-python sees it, read-only. Imports zarr."""
         import zarr
 
-        return zarr.open_group(self.path, mode="r")
+        return zarr.open_group(self._files.absolute_path, mode="r")
 
     def close(self) -> None:
         """Let go of all files; later reads raise `ValueError`. Arrays that were read stay valid."""

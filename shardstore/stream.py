@@ -49,8 +49,9 @@ class Batching:
     @classmethod
     def of(cls, count: int, batch_size: int, shuffle: Shuffle, seed: int, remainder: Remainder) -> Batching:
         """Check what a user asked for; raise `ValueError` or `TypeError` if it makes no sense."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-            raise TypeError(f"batch_size is a {type(batch_size).__name__}; expected an int")
+        for name, value in (("batch_size", batch_size), ("seed", seed)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         if shuffle not in SHUFFLES:
@@ -77,8 +78,24 @@ class Batching:
         return np.concatenate(pieces), bounds
 
 
+def check_epochs(epochs: int | None, batching: Batching) -> int | None:
+    """Return how many epochs a pass has; raise `ValueError` or `TypeError` if that makes no sense."""
+    if epochs is None:
+        if not len(batching):
+            raise ValueError(
+                f"an endless stream needs batches, but {batching.order.count:,} rows give none "
+                f"of {batching.batch_size:,} rows"
+            )
+        return None
+    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer):
+        raise TypeError(f"epochs is a {type(epochs).__name__}; expected an int, or None for an endless stream")
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; expected at least 1, or None for an endless stream")
+    return int(epochs)
+
+
 class RowSource(Protocol):
-    """What a stream reads: a view of a store."""
+    """What a stream reads: rows by position, all of which are in range."""
 
     @property
     def row_nbytes(self) -> int:
@@ -130,7 +147,7 @@ class BatchStream:
     """Batches of rows, epoch after epoch. Made by `Store.batches` and `View.batches`.
 
     Iterable and re-iterable: each pass gives the next `epochs` epochs, each in an order of its own. A pass that
-    was left early is continued by the next one.
+    was left early is continued by the next one; the iterator that was left raises `RuntimeError` then.
     """
 
     def __init__(
@@ -142,22 +159,16 @@ class BatchStream:
         transform: Transform | None = None,
         with_rows: bool = False,
     ) -> None:
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs is {epochs}; expected at least 1, or None for an endless stream")
-        if epochs is None and not len(batching):
-            raise ValueError(
-                f"an endless stream needs batches, but {batching.order.count:,} rows give none "
-                f"of {batching.batch_size:,} rows"
-            )
+        self._epochs = check_epochs(epochs, batching)
         self._source: RowSource | None = source
         self._batching = batching
-        self._epochs = epochs
         self._transform = transform
         self._with_rows = with_rows
         self._epoch = 0
         self._delivered = 0
-        # The epoch at which the current pass ends.
+        # The epoch at which the current pass ends, and the iterator that is making it.
         self._pass_end: int | None = None
+        self._pass = object()
 
     @property
     def epoch(self) -> int:
@@ -169,6 +180,7 @@ class BatchStream:
         return len(self._batching)
 
     def __iter__(self) -> Iterator[Any]:
+        self._pass = object()
         if self._epochs is not None and (self._pass_end is None or self._epoch >= self._pass_end):
             self._pass_end = self._epoch + self._epochs
         while self._pass_end is None or self._epoch < self._pass_end:
@@ -179,12 +191,16 @@ class BatchStream:
     def _rest_of_epoch(self) -> Iterator[Any]:
         if self._source is None:
             raise ValueError("this stream is closed")
+        current = self._pass
         steps = range(self._delivered, len(self._batching))
         for batch in read_batches(self._source, self._batching, self._epoch, steps, self._with_rows):
             if self._source is None:
                 raise ValueError("this stream is closed")
+            item = batch if self._transform is None else self._transform(batch)
             self._delivered += 1
-            yield batch if self._transform is None else self._transform(batch)
+            yield item
+            if self._pass is not current:
+                raise RuntimeError("another pass over this stream has begun; only the latest one goes on")
 
     def close(self) -> None:
         """Let go of the store; later reads raise `ValueError`."""

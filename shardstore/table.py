@@ -6,7 +6,7 @@ A store is a table of all its rows and columns, a view one of some of them; what
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +31,8 @@ class ColumnFiles(Protocol):
     def field(self, name: str) -> Field:
         """Return a column's dtype and row shape."""
 
-    def read(self, name: str, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Gather rows of a column into a fresh array or into `out`."""
+    def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
+        """Gather rows of a column into the C-contiguous `out`."""
 
     def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive rows of a column, as a view where that needs no copy."""
@@ -84,6 +84,15 @@ class Table(ABC):
     def __len__(self) -> int:
         return self.num_rows
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a column of this name."""
+        return name in self.columns
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield row by row; `batches` is much faster."""
+        for row in range(self.num_rows):
+            yield self[row]
+
     def __repr__(self) -> str:
         columns = ", ".join(f"{name}: {field}" for name, field in self.schema.items())
         return f"{type(self).__name__}({self.num_rows:,} rows of {{{columns}}} in {str(self.files.path)!r})"
@@ -101,7 +110,7 @@ class Table(ABC):
             index = slice(index, index + 1)
         return View(self.files, self.columns, self.selection.pick(index))
 
-    def where(self, predicate: Callable[[dict[str, NDArray[Any]]], ArrayLike], columns: str | list[str]) -> View:
+    def where(self, predicate: Callable[[dict[str, NDArray[Any]]], ArrayLike], columns: str | Sequence[str]) -> View:
         """Return a view of the rows for which `predicate` holds.
 
         Args:
@@ -111,7 +120,7 @@ class Table(ABC):
         Raises:
             TypeError: if the predicate returns anything but one boolean per row.
         """
-        part = self.select(*([columns] if isinstance(columns, str) else columns))
+        part = self.select(*column_names(columns))
         block_rows = max(1, _SCAN_NBYTES // max(1, part.row_nbytes))
         found = [np.empty(0, np.int64)]
         for start in range(0, len(part), block_rows):
@@ -139,7 +148,7 @@ class Table(ABC):
     def take(
         self,
         rows: Any,
-        columns: str | list[str] | None = None,
+        columns: str | Sequence[str] | None = None,
         out: Mapping[str, NDArray[Any]] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Gather rows, in the order given and as often as given, into fresh writable arrays.
@@ -149,26 +158,17 @@ class Table(ABC):
             columns: the columns to read; all by default.
             out: by column, C-contiguous arrays of the right shape and dtype to gather into instead.
         """
-        names = self.columns if columns is None else self._known([columns] if isinstance(columns, str) else columns)
+        names = self.columns if columns is None else self._known(column_names(columns))
         index = _as_rows(rows, self.num_rows)
         if out is not None and set(out) != set(names):
             raise ValueError(f"out must hold exactly the columns {', '.join(names)}; it holds {', '.join(out)}")
         return {name: Column(self, name).take(index, None if out is None else out[name]) for name in names}
 
-    def gather(self, positions: Rows) -> dict[str, NDArray[Any]]:
-        """Return fresh arrays of the rows at int64 positions that are known to be in range."""
-        rows = self.selection.resolve(positions)
-        return {name: self.files.read(name, rows) for name in self.columns}
-
-    def store_rows(self, positions: Rows) -> Rows:
-        """Return the store's numbers of the rows at int64 positions that are known to be in range."""
-        return self.selection.resolve(positions)
-
     def batches(
         self,
         batch_size: int,
         *,
-        columns: list[str] | None = None,
+        columns: str | Sequence[str] | None = None,
         shuffle: Shuffle = False,
         seed: int = 0,
         epochs: int | None = 1,
@@ -193,11 +193,11 @@ class Table(ABC):
         Raises:
             ValueError, TypeError: if an argument makes no sense.
         """
-        source = self if columns is None else self.select(*columns)
+        source = TableRows(self if columns is None else self.select(*column_names(columns)))
         batching = Batching.of(self.num_rows, batch_size, shuffle, seed, remainder)
         return BatchStream(source, batching, epochs=epochs, transform=transform, with_rows=with_rows)
 
-    def _known(self, names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    def _known(self, names: Sequence[str]) -> tuple[str, ...]:
         for name in names:
             if name not in self.columns:
                 raise KeyError(f"no column {name!r}; the columns are {', '.join(self.columns)}")
@@ -233,6 +233,29 @@ class View(Table):
         return self._selection
 
 
+class TableRows:
+    """The rows of a table by position, without a check: what streams read. A `shardstore.stream.RowSource`."""
+
+    def __init__(self, table: Table) -> None:
+        self._selection = table.selection
+        self._columns = [table[name] for name in table.columns]
+        self.row_nbytes = table.row_nbytes
+
+    def gather(self, positions: Rows) -> dict[str, NDArray[Any]]:
+        """Return fresh arrays of the rows at int64 positions that are known to be in range."""
+        rows = self._selection.resolve(positions)
+        return {column.name: column.read(rows) for column in self._columns}
+
+    def store_rows(self, positions: Rows) -> Rows:
+        """Return the store's numbers of the rows at int64 positions that are known to be in range."""
+        return self._selection.resolve(positions)
+
+
+def column_names(columns: str | Sequence[str]) -> Sequence[str]:
+    """Return what may be one column's name as a sequence of names."""
+    return (columns,) if isinstance(columns, str) else columns
+
+
 class Column:
     """One column of a table. Indexes like a NumPy array along its rows.
 
@@ -243,6 +266,7 @@ class Column:
     def __init__(self, table: Table, name: str) -> None:
         self._table = table
         self._name = name
+        self._files = table.files
         self._field = table.files.field(name)
 
     @property
@@ -279,22 +303,30 @@ class Column:
         selection = self._table.selection
         if isinstance(index, int):
             row = selection.row(index)
-            return self._table.files.read_slice(self._name, row, row + 1)[0]
+            return self._files.read_slice(self._name, row, row + 1)[0]
         if isinstance(index, slice):
-            picked = selection.pick(index)
-            if picked.rows is None and picked.step > 0:
-                start = picked.start
-                stop = start + max(0, (picked.count - 1) * picked.step + 1) if picked.count else start
-                return self._strided(start, stop, picked.step)
-            return self._table.files.read(self._name, picked.resolve(np.arange(picked.count, dtype=np.int64)))
-        return self._table.files.read(self._name, selection.resolve(index))
+            return self._slice(selection.pick(index))
+        return self.read(selection.resolve(index))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield row by row, reading a block at a time."""
+        block_rows = max(1, _SCAN_NBYTES // max(1, self._field.row_nbytes))
+        for start in range(0, len(self), block_rows):
+            yield from self[start : start + block_rows]
 
     def take(self, rows: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Gather rows by number, in order, into a fresh array or into `out`."""
         index = _as_rows(rows, len(self))
         if out is not None:
             self._check_out(out, len(index))
-        return self._table.files.read(self._name, self._table.selection.resolve(index), out)
+        return self.read(self._table.selection.resolve(index), out)
+
+    def read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Gather int64 rows of the *store*, which must be in range: unlike every other method, this does not check."""
+        if out is None:
+            out = np.empty((len(rows), *self._field.row_shape), self._field.dtype)
+        self._files.read(self._name, rows, out)
+        return out
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         array: NDArray[Any] = self[:]
@@ -315,10 +347,13 @@ class Column:
                 f"found {out.dtype} of shape {out.shape}"
             )
 
-    def _strided(self, start: int, stop: int, step: int) -> NDArray[Any]:
-        if step == 1 or self._table.files.slices_are_views(self._name):
-            return self._table.files.read_slice(self._name, start, stop)[::step]
-        return self._table.files.read(self._name, np.arange(start, stop, step, dtype=np.int64))
+    def _slice(self, picked: Selection) -> NDArray[Any]:
+        if picked.rows is not None or not picked.count:
+            return self.read(picked.resolve(np.arange(picked.count, dtype=np.int64)))
+        first, last, step = picked.start, picked.row(picked.count - 1), picked.step
+        if step == 1 or self._files.slices_are_views(self._name):
+            return self._files.read_slice(self._name, min(first, last), max(first, last) + 1)[::step]
+        return self.read(np.arange(first, last + step, step, dtype=np.int64))
 
 
 def _as_rows(rows: Any, count: int) -> Rows:

@@ -19,8 +19,17 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shardstore.errors import SchemaError
 from shardstore.store import open_store
-from shardstore.stream import Batch, Batching, Remainder, Shuffle, Transform, read_batches
-from shardstore.table import Table
+from shardstore.stream import (
+    GATHER_NBYTES,
+    Batch,
+    Batching,
+    Remainder,
+    Shuffle,
+    Transform,
+    check_epochs,
+    read_batches,
+)
+from shardstore.table import Table, TableRows, column_names
 
 # Rows of the internal batches that are dealt to workers where the dataset yields single rows.
 _DEALT_ROWS = 256
@@ -54,7 +63,7 @@ class StoreIterableDataset(IterableDataset[Any]):
         store: str | os.PathLike[str] | Table,
         batch_size: int | None = None,
         *,
-        columns: Sequence[str] | None = None,
+        columns: str | Sequence[str] | None = None,
         shuffle: Shuffle = False,
         seed: int = 0,
         epochs: int | None = 1,
@@ -63,16 +72,16 @@ class StoreIterableDataset(IterableDataset[Any]):
         as_tuple: bool = False,
     ) -> None:
         self._table = _table(store, columns)
+        self._rows = TableRows(self._table)
         self._yields_rows = batch_size is None
         if self._yields_rows and remainder != "keep":
             raise ValueError(f"remainder={remainder!r} is about batches, but batch_size=None yields rows")
-        size = _DEALT_ROWS if batch_size is None else batch_size
+        if batch_size is None:
+            size = max(1, min(_DEALT_ROWS, GATHER_NBYTES // max(1, self._rows.row_nbytes)))
+        else:
+            size = batch_size
         self._batching = Batching.of(len(self._table), size, shuffle, seed, remainder)
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs is {epochs}; expected at least 1, or None for an endless stream")
-        if epochs is None and not len(self._batching):
-            raise ValueError(f"an endless stream needs batches, but there are none in {len(self._table):,} rows")
-        self._epochs = epochs
+        self._epochs = check_epochs(epochs, self._batching)
         self._transform = transform
         self._as_tuple = as_tuple
         self._passes = PassCounter()
@@ -95,9 +104,9 @@ class StoreIterableDataset(IterableDataset[Any]):
         while last is None or epoch < last:
             # Steps are dealt in turn over the whole pass, because a DataLoader asks its workers in turn.
             steps = range(step, len(self._batching), workers)
-            for batch in read_batches(self._table, self._batching, epoch, steps):
+            for batch in read_batches(self._rows, self._batching, epoch, steps):
                 if self._yields_rows:
-                    yield from self._rows(batch)
+                    yield from self._single_rows(batch)
                 else:
                     yield self._item(batch)
             step += len(steps) * workers - len(self._batching)
@@ -105,15 +114,20 @@ class StoreIterableDataset(IterableDataset[Any]):
 
     def _item(self, arrays: Batch) -> Any:
         if self._transform is not None:
-            return _to_tensors(self._transform(arrays))
+            return self._transformed(arrays)
         tensors = {name: to_tensor(name, array) for name, array in arrays.items()}
         return tuple(tensors.values()) if self._as_tuple else tensors
 
-    def _rows(self, batch: Batch) -> Iterator[Any]:
+    def _transformed(self, arrays: Batch) -> Any:
+        assert self._transform is not None
+        item = _to_tensors(self._transform(arrays))
+        return tuple(item.values()) if self._as_tuple and isinstance(item, dict) else item
+
+    def _single_rows(self, batch: Batch) -> Iterator[Any]:
         count = len(next(iter(batch.values())))
         if self._transform is not None:
             for i in range(count):
-                yield _to_tensors(self._transform({name: array[i, ...] for name, array in batch.items()}))
+                yield self._transformed({name: array[i, ...] for name, array in batch.items()})
             return
         columns = [to_tensor(name, array).unbind(0) for name, array in batch.items()]
         if self._as_tuple:
@@ -136,7 +150,7 @@ class StoreMapDataset(Dataset[Any]):
     """
 
     def __init__(
-        self, store: str | os.PathLike[str] | Table, columns: Sequence[str] | None = None, as_tuple: bool = False
+        self, store: str | os.PathLike[str] | Table, columns: str | Sequence[str] | None = None, as_tuple: bool = False
     ) -> None:
         self._table = _table(store, columns)
         self._as_tuple = as_tuple
@@ -144,12 +158,12 @@ class StoreMapDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int | Sequence[int] | slice) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         """Return one row (an int) or a batch of rows, as writable tensors."""
         if isinstance(index, slice):
             index = range(*index.indices(len(self)))
-        single = not isinstance(index, Sequence | np.ndarray | torch.Tensor)
-        arrays = self._table.take([index] if single else index)
+        single = np.ndim(index) == 0
+        arrays = self._table.take([int(index)] if single else index)
         tensors = {name: to_tensor(name, array) for name, array in arrays.items()}
         if single:
             tensors = {name: tensor[0] for name, tensor in tensors.items()}
@@ -169,17 +183,21 @@ class PassCounter:
     A DataLoader never tells the dataset that a pass begins: it makes new workers from copies of the dataset, or lets
     living ones iterate again. What the workers of one pass share is the seed that the loader drew for them, and how
     often each has begun. The first of them to come with a new pair of these takes the next epochs, in memory that all
-    of them share; the others find them there.
+    of them share; the others find them there. A worker that comes again with the pair of a pass that it has joined
+    (the loader drew the same seed, since somebody seeds torch before every pass) begins a new one.
     """
 
-    # Passes that can be under way at the same time.
+    # Passes that can be under way at the same time, and workers of one of them.
     _REMEMBERED = 16
+    _MAX_WORKERS = 1024
 
     def __init__(self) -> None:
         # Row 0 holds the next epoch and the number of passes; the others (seed, begun, epoch) of the latest passes.
         self._shared = torch.full((1 + self._REMEMBERED, 3), -1, dtype=torch.int64)
-        self._shared.share_memory_()  # type: ignore[no-untyped-call]
         self._shared[0] = 0
+        self._joined = torch.zeros(1 + self._REMEMBERED, self._MAX_WORKERS, dtype=torch.bool)
+        for tensor in (self._shared, self._joined):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
         self._begun = 0
         self._make_lock("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
 
@@ -194,16 +212,22 @@ class PassCounter:
         if info is None:
             with self._lock:
                 return self._advance(epochs)
-        key = (info.seed - info.id, self._begun)
+        if info.id >= self._MAX_WORKERS:
+            raise ValueError(f"at most {self._MAX_WORKERS:,} workers can share a dataset, this is number {info.id:,}")
+        key = [info.seed - info.id, self._begun]
         self._begun += 1
         with self._lock:
-            for seed, begun, epoch in self._shared[1:].tolist():
-                if (seed, begun) == key:
-                    return int(epoch)
-            epoch = self._advance(epochs)
-            place = 1 + int(self._shared[0, 1]) % self._REMEMBERED
-            self._shared[place] = torch.tensor([*key, epoch])
-            return epoch
+            passes = int(self._shared[0, 1])
+            for number in range(passes - 1, max(-1, passes - 1 - self._REMEMBERED), -1):  # the latest first
+                place = 1 + number % self._REMEMBERED
+                if self._shared[place, :2].tolist() == key and not self._joined[place, info.id]:
+                    break
+            else:
+                place = 1 + passes % self._REMEMBERED
+                self._shared[place] = torch.tensor([*key, self._advance(epochs)])
+                self._joined[place] = False
+            self._joined[place, info.id] = True
+            return int(self._shared[place, 2])
 
     def _advance(self, epochs: int) -> int:
         epoch = int(self._shared[0, 0])
@@ -241,14 +265,18 @@ def to_tensor(name: str, array: NDArray[Any]) -> torch.Tensor:
 def _to_tensors(value: Any) -> Any:
     """Turn the arrays in what a transform returned into tensors; leave everything else."""
     if isinstance(value, np.ndarray | np.generic):
-        return to_tensor("(transformed)", np.asarray(value))
+        array = np.asarray(value)
+        if not array.flags.writeable or min(array.strides, default=0) < 0 or not array.dtype.isnative:
+            array = np.array(array, array.dtype.newbyteorder("="), order="C")
+        return to_tensor("(transformed)", array)
     if isinstance(value, dict):
         return {key: _to_tensors(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_to_tensors(item) for item in value)
+        items = [_to_tensors(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
-def _table(store: str | os.PathLike[str] | Table, columns: Sequence[str] | None) -> Table:
+def _table(store: str | os.PathLike[str] | Table, columns: str | Sequence[str] | None) -> Table:
     table = store if isinstance(store, Table) else open_store(store)
-    return table if columns is None else table.select(*columns)
+    return table if columns is None else table.select(*column_names(columns))

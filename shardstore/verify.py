@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shardstore.decoding import cpu_count
-from shardstore.errors import CorruptionError, FormatError
+from shardstore.errors import CorruptionError, FormatError, ShardStoreError
 from shardstore.files import Directory
 from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest, read_manifest
 from shardstore.progress import byte_progress
@@ -94,13 +94,16 @@ def verify_store(directory: Directory, manifest: Manifest, progress: bool | None
 
 def _group_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
     """Look again at the manifest: it may have been damaged since the store was opened."""
+    if directory.replaced:
+        yield Damage(METADATA_FILE, "the store was replaced since it was opened; open it again")
+        return
     try:
         found = read_manifest(directory)
     except (FormatError, CorruptionError) as error:
         yield Damage(METADATA_FILE, str(error).removeprefix(f"{directory.path / METADATA_FILE}: "))
         return
     if found.group_document() != manifest.group_document():
-        yield Damage(METADATA_FILE, "the store was replaced since it was opened")
+        yield Damage(METADATA_FILE, "the manifest is not the one that was opened")
 
 
 def _metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
@@ -126,7 +129,7 @@ def _verify_shard(
     path = directory.path / key
     try:
         descriptor = open_shard(directory, key, record.nbytes)
-    except CorruptionError as error:
+    except (ShardStoreError, OSError) as error:
         return _ShardResult(0, 0, [_whole(key, path, error, first_row, count)])
     damages = []
     chunks = 0
@@ -139,12 +142,12 @@ def _verify_shard(
                 damages.append(Damage(key, result.reason, result.chunk, lost))
             else:
                 advance(result)
-    except CorruptionError as error:
+    except (ShardStoreError, OSError) as error:
         damages.append(_whole(key, path, error, first_row, count))
     finally:
         os.close(descriptor)
     return _ShardResult(chunks, record.nbytes, damages)
 
 
-def _whole(key: str, path: Path, error: CorruptionError, first_row: int, count: int) -> Damage:
+def _whole(key: str, path: Path, error: Exception, first_row: int, count: int) -> Damage:
     return Damage(key, str(error).removeprefix(f"{path}: "), None, (first_row, first_row + count))

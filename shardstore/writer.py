@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -75,6 +76,10 @@ class Writer:
         """
         if self._build is None:
             raise ValueError("this Writer is not open: use it in a with statement")
+        masked = sys.modules.get("numpy.ma")  # an import of 15 ms; without it there is no masked array
+        for name, values in rows.items():
+            if masked is not None and isinstance(values, masked.MaskedArray):
+                raise SchemaError(f"column {name!r} is a masked array, and a store keeps no masks: fill it first")
         arrays = {name: np.asarray(values) for name, values in rows.items()}
         for name, array in arrays.items():
             if array.ndim == 0:

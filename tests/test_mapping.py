@@ -16,6 +16,7 @@ import pytest
 
 import shardstore
 from shardstore import mapping
+from shardstore.cache import BoundedCache
 from shardstore.files import Directory
 from shardstore.readers import ContiguousReader, ShardwiseReader, open_reader
 
@@ -81,8 +82,9 @@ def test_a_store_that_is_replaced_is_never_mixed_with_the_new_one(store: shardst
     with shardstore.Writer(store.path, mode="overwrite", shard_bytes=4096 * 8, chunk_bytes=4096) as writer:
         writer.append({"x": np.zeros(100_000, np.int64), "odd": np.ones((100_000, 3), np.uint8)})
     for read in (lambda: store["odd"][0], lambda: store["x"].take([50_000])):
-        with pytest.raises(shardstore.CorruptionError, match="missing"):
+        with pytest.raises(shardstore.FormatError, match="was replaced since it was opened"):
             read()
+    assert "replaced" in store.verify().damages[0].reason
     assert shardstore.open(store.path)["odd"][0].tolist() == [1, 1, 1]
 
 
@@ -118,9 +120,9 @@ def test_files_of_another_size_are_found_before_they_are_read(
 
 def test_both_raw_readers_are_used(store: shardstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     entry, directory = store.manifest.columns["x"], Directory(store.path)
-    assert isinstance(open_reader(directory, entry, len(store)), ContiguousReader)
+    assert isinstance(open_reader(directory, entry, len(store), BoundedCache(1, len)), ContiguousReader)
     monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
-    assert isinstance(open_reader(directory, entry, len(store)), ShardwiseReader)
+    assert isinstance(open_reader(directory, entry, len(store), BoundedCache(1, len)), ShardwiseReader)
 
 
 def test_the_shardwise_reader_keeps_a_bounded_number_of_mappings(

@@ -107,13 +107,18 @@ class Inputs:
 
     def provenance(self) -> dict[str, Any]:
         """Return what the manifest keeps of the sources: a list per property, one entry per array."""
-        arrays = {part.array.label: part.array for parts in self.parts.values() for part in parts}
+        # Columns that are cut from the same array name it once; a file that is given twice stands there twice.
+        columns = list(self.parts.values())
+        arrays = [part.array for parts in columns for part in parts]
+        if len({tuple(part.array.label for part in parts) for parts in columns}) == 1:
+            arrays = arrays[: len(columns[0])]
         sizes = {path: path.stat().st_size for path in self.files}
         return {
-            "names": [Path(label).name for label in arrays],
-            "sizes": [sizes[array.path] for array in arrays.values()],
-            "shapes": [list(array.header.shape) for array in arrays.values()],
-            "dtypes": [array.header.dtype.str for array in arrays.values()],
+            # JSON has no way to write the bytes of a name that is not UTF-8.
+            "names": [Path(array.label).name.encode("utf-8", "replace").decode() for array in arrays],
+            "sizes": [sizes[array.path] for array in arrays],
+            "shapes": [list(array.header.shape) for array in arrays],
+            "dtypes": [array.header.dtype.str for array in arrays],
         }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import mmap
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def read_header(stream: IO[bytes], label: str) -> NpyHeader:
     if len(length_bytes) < length_size or len(text) < length:
         raise SourceError(f"{label}: truncated .npy: the file ends within its header")
     try:
-        fields = ast.literal_eval(text.decode("utf-8" if version == (3, 0) else "latin-1"))
+        fields = _literal(text.decode("utf-8" if version == (3, 0) else "latin-1"))
         dtype = np.lib.format.descr_to_dtype(fields["descr"])
         shape = tuple(int(n) for n in fields["shape"])
         fortran_order = bool(fields["fortran_order"])
@@ -108,6 +109,13 @@ def read_header(stream: IO[bytes], label: str) -> NpyHeader:
     if not shape:
         raise SourceError(f"{label}: a single value (0-d array) has no rows; expected at least one axis")
     return NpyHeader(dtype, shape, fortran_order, 8 + length_size + length)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except SyntaxError:
+        return ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text))  # Python 2 wrote long integers so
 
 
 def little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
