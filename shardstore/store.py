@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -70,6 +71,16 @@ class StoreFiles:
                 )
             self._opened = directory, manifest
         return self._opened
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The columns' names, in order."""
+        return tuple(self.manifest.columns)
+
+    @cached_property
+    def all_rows(self) -> Selection:
+        """All rows of the store."""
+        return Selection.all(self.manifest.rows)
 
     def load(self) -> None:
         """Read the manifest now."""
@@ -153,12 +164,12 @@ class Store(Table):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns' names, in order."""
-        return tuple(self.manifest.columns)
+        return self._files.columns
 
     @property
     def selection(self) -> Selection:
         """All rows."""
-        return Selection.all(self.manifest.rows)
+        return self._files.all_rows
 
     @property
     def manifest(self) -> Manifest:

@@ -140,8 +140,7 @@ class Table(ABC):
     def __getitem__(self, index: Any) -> Any:
         """Return a `Column` for a name; for rows, a dict of a value (an int) or an array per column."""
         if isinstance(index, str):
-            self._known((index,))
-            return Column(self, index)
+            return Column(self, *self._known((index,)))
         index = normalize(index, self.num_rows)
         return {name: Column(self, name)[index] for name in self.columns}
 
@@ -264,9 +263,9 @@ class Column:
     """
 
     def __init__(self, table: Table, name: str) -> None:
-        self._table = table
         self._name = name
         self._files = table.files
+        self._selection = table.selection
         self._field = table.files.field(name)
 
     @property
@@ -295,18 +294,17 @@ class Column:
         return len(self) * self._field.row_nbytes
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return self._selection.count
 
     def __getitem__(self, index: Any) -> Any:
         """Return one row (an int), a slice of rows, or the rows of an integer array or a boolean mask."""
-        index = normalize(index, len(self))
-        selection = self._table.selection
+        index = normalize(index, self._selection.count)
         if isinstance(index, int):
-            row = selection.row(index)
+            row = self._selection.row(index)
             return self._files.read_slice(self._name, row, row + 1)[0]
         if isinstance(index, slice):
-            return self._slice(selection.pick(index))
-        return self.read(selection.resolve(index))
+            return self._slice(self._selection.pick(index))
+        return self.read(self._selection.resolve(index))
 
     def __iter__(self) -> Iterator[Any]:
         """Yield row by row, reading a block at a time."""
@@ -316,10 +314,10 @@ class Column:
 
     def take(self, rows: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Gather rows by number, in order, into a fresh array or into `out`."""
-        index = _as_rows(rows, len(self))
+        index = _as_rows(rows, self._selection.count)
         if out is not None:
             self._check_out(out, len(index))
-        return self.read(self._table.selection.resolve(index), out)
+        return self.read(self._selection.resolve(index), out)
 
     def read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Gather int64 rows of the *store*, which must be in range: unlike every other method, this does not check."""

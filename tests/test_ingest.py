@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import os
 import pickle
 import sys
 import threading
@@ -461,3 +462,19 @@ def test_a_column_that_is_cut_from_rows_of_other_widths_is_refused(tmp_path: Pat
     np.save(tmp_path / "b.npy", np.zeros((3, 12)))
     with pytest.raises(shardstore.SourceError, match=r"a.npy has float64\[10\], .*b.npy has float64\[12\]"):
         ingest(tmp_path / "*.npy", tmp_path / "store", split="y=-1")
+
+
+def test_headers_of_python_2_and_names_that_are_not_utf8(tmp_path: Path) -> None:
+    data = np.arange(8, dtype="<i4").reshape(4, 2)
+    header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (4L, 2L), }"
+    header += b" " * (118 - len(header) - 1) + b"\n"
+    (tmp_path / "old.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data.tobytes()
+    )
+    with ingest([tmp_path / "old.npy", tmp_path / "old.npy"], tmp_path / "store") as store:
+        assert store["data"][:].tolist() == [*data.tolist(), *data.tolist()]
+        assert store.manifest.provenance["sources"]["names"] == ["old.npy", "old.npy"]
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.npy"))
+    np.save(odd, data)
+    ingest(odd, tmp_path / "odd").close()
+    assert b"\\ud" not in (tmp_path / "odd" / "zarr.json").read_bytes()

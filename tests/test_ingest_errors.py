@@ -29,7 +29,7 @@ from dumps import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardstore import DestinationError, SchemaError, SourceError, ingest
+from shardstore import DestinationError, SchemaError, SourceError, Writer, ingest
 
 Case = Callable[[Path], Any]
 
@@ -649,3 +649,16 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, kind: str, mode: str) -> No
             child.kill()
     assert (out, child.returncode) == ("interrupted\n", 0), err
     assert {path: tree(path) if path.is_dir() else path.stat().st_size for path in tmp_path.iterdir()} == before
+
+
+def test_a_destination_inside_a_store_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    ingest(tmp_path / "a.npy", tmp_path / "store").close()
+    with pytest.raises(DestinationError, match="lies inside the store"):
+        ingest(tmp_path / "a.npy", tmp_path / "store" / "inner")
+
+
+def test_masks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="masked array"), Writer(tmp_path / "store") as writer:
+        writer.append({"x": np.ma.array([1, 999, 3], mask=[0, 1, 0])})
+    assert list(tmp_path.iterdir()) == []

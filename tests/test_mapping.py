@@ -5,17 +5,19 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import shardstore
-from shardstore import mapping
+from shardstore import mapping, readers
 from shardstore.cache import BoundedCache
 from shardstore.files import Directory
 from shardstore.readers import ContiguousReader, ShardwiseReader, open_reader
@@ -249,3 +251,30 @@ def test_threads_read_the_same(store: shardstore.Store) -> None:
     for thread in threads:
         thread.join()
     assert results == [True] * 40
+
+
+@linux
+def test_a_child_that_is_forked_in_the_middle_of_a_mapping_reads_on(
+    store: shardstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, forked = threading.Event(), threading.Event()
+    open_shard = readers.open_shard
+
+    def slow_open(*arguments: Any) -> int:
+        inside.set()
+        forked.wait(10)
+        return open_shard(*arguments)
+
+    assert store["x"][0] == 0  # opens the column
+    monkeypatch.setattr(readers, "open_shard", slow_open)
+    thread = threading.Thread(target=lambda: store["x"].take([99_999]))
+    thread.start()
+    inside.wait(10)
+    child = _fork()
+    if child == 0:
+        signal.alarm(20)  # rather than to wait for ever
+        forked.set()
+        os._exit(0 if store["x"].take([50_000])[0] == 50_000 else 1)
+    forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0

@@ -168,3 +168,30 @@ def test_the_order_takes_no_memory(tmp_path: Path) -> None:
     assert batch["x"].shape == (256, 0)
     assert len(set(batch["rows"].tolist())) == 256
     assert batch["rows"].max() > rows // 2
+
+
+def test_only_the_latest_iterator_goes_on(store: shardstore.Store) -> None:
+    stream = store.batches(1000, with_rows=True)
+    left = iter(stream)
+    first = next(left)
+    assert rows_of([first, *stream]) == list(range(ROWS))
+    with pytest.raises(RuntimeError, match="another pass over this stream has begun"):
+        next(left)
+    assert (stream.epoch, rows_of(stream)) == (1, list(range(ROWS)))
+    with pytest.raises(RuntimeError, match="another pass"):
+        list(zip(stream, stream, strict=True))
+
+
+def test_a_transform_that_fails_loses_no_batch(store: shardstore.Store) -> None:
+    failures = iter([False, True, False, False])
+
+    def transform(batch: dict[str, Any]) -> Any:
+        if next(failures):
+            raise OSError("try again")
+        return batch
+
+    stream = store.batches(1000, with_rows=True, transform=transform)
+    got = []
+    with pytest.raises(OSError, match="try again"):
+        got.extend(stream)  # a list keeps what it was given before the error
+    assert rows_of([*got, *stream]) == list(range(ROWS))

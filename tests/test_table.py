@@ -269,3 +269,36 @@ def test_repr_says_what_it_is(store: shardstore.Store) -> None:
     assert repr(store).startswith("Store(10,001 rows of {x: float32[8], image: uint8[5×5], y: int64")
     assert repr(store.rows(slice(0, 2)).select("y")).startswith("View(2 rows of {y: int64}")
     assert repr(store["x"]) == "Column('x', shape=(10001, 8), dtype=float32)"
+
+
+def test_a_view_keeps_its_rows_whatever_becomes_of_the_index(store: shardstore.Store) -> None:
+    index = np.array([3, ROWS - 1])
+    view = store.rows(index)
+    index[:] = -5
+    assert view["y"][:].tolist() == [3, ROWS - 1]
+    with pytest.raises(ValueError, match="read-only"):
+        view.selection.rows[0] = 10**9  # type: ignore[index]
+
+
+def test_relative_paths_survive_a_change_of_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("s"), make_arrays(10), "contiguous")
+    store = shardstore.open("s")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(pickle.dumps(store))["y"][:].tolist() == list(range(10))
+    assert store.zarr()["y"].shape == (10,)
+
+
+def test_a_column_may_be_named_by_a_string_and_looked_for(store: shardstore.Store) -> None:
+    assert list(next(iter(store.batches(2, columns="image")))) == ["image"]
+    assert "image" in store
+    assert "q" not in store
+    assert [row["y"] for row in store.rows(slice(3, 6))] == [3, 4, 5]
+    assert list(store.rows(slice(3, 6))["y"]) == [3, 4, 5]
+
+
+def test_slices_backwards_are_views_too(tmp_path: Path) -> None:
+    store = write(tmp_path / "s", ARRAYS, "contiguous")
+    assert np.shares_memory(store["x"][:], store["x"][::-3])
+    assert np.shares_memory(store["x"][:], store.rows(slice(None, None, -1))["x"][5:9])

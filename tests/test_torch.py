@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -220,3 +220,53 @@ def test_dtypes_that_torch_lacks_are_named(times: Path) -> None:
 def test_senseless_arguments(path: Path, arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         StoreIterableDataset(path, **arguments)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_passes_that_draw_the_same_seed_are_still_different_epochs(path: Path, persistent: bool) -> None:
+    fresh = StoreIterableDataset(path, batch_size=300, shuffle=True)
+    epochs = [values(fresh) for _ in range(3)]
+    dataset = StoreIterableDataset(path, batch_size=300, shuffle=True)
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=persistent)
+    for epoch in epochs:
+        torch.manual_seed(0)
+        assert values(loader) == epoch
+
+
+def test_wide_rows_come_few_at_a_time(tmp_path: Path) -> None:
+    with shardstore.Writer(tmp_path / "wide") as writer:
+        writer.append({"x": np.arange(20.0)[:, None] * np.ones(100_000)})  # 800 kB a row
+    dataset = StoreIterableDataset(tmp_path / "wide")
+    first = next(iter(dataset))["x"]
+    assert first.shape == (100_000,)
+    assert [row["x"][0].item() for row in dataset] == list(range(20))
+    assert dataset._batching.batch_size == 2
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+def test_transforms_may_return_any_array(path: Path) -> None:
+    def transform(batch: dict[str, np.ndarray]) -> Pair:
+        constant = np.broadcast_to(np.float32(7), len(batch["y"]))
+        return Pair(batch["x"][:, ::-1], {"big": batch["y"].astype(">i8"), "constant": constant})
+
+    item = next(iter(StoreIterableDataset(path, batch_size=4, transform=transform)))
+    assert isinstance(item, Pair)
+    assert item.x[0].tolist() == [3, 2, 1, 0]
+    assert item.y["big"].tolist() == [0, 1, 2, 3]
+    item.y["constant"].zero_()
+    dataset = StoreIterableDataset(path, batch_size=4, transform=lambda b: {"y": b["y"], "x": b["x"]}, as_tuple=True)
+    assert [tensor.shape for tensor in next(iter(dataset))] == [(4,), (4, 4)]
+
+
+def test_tensors_are_row_numbers(path: Path) -> None:
+    dataset, store = StoreMapDataset(path), shardstore.open(path)
+    assert dataset[torch.tensor(3)]["y"].item() == 3
+    assert dataset[torch.tensor([3])]["y"].tolist() == [3]
+    assert store["y"][torch.tensor([5])].tolist() == [5]
+    assert store["y"][torch.tensor([5, 6])].tolist() == [5, 6]
+    assert store["y"][torch.tensor(5)] == 5
+    assert store.rows(slice(0, 1))["y"][torch.tensor([True])].tolist() == [0]
