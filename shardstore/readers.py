@@ -24,7 +24,7 @@ from shardstore.manifest import ColumnEntry
 from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
 from shardstore.schema import ColumnLayout
 from shardstore.selection import Rows
-from shardstore.shardfile import RESTORE, Footer, check_shards, open_shard, read_chunk, read_footer
+from shardstore.shardfile import RESTORE, Footer, OpenShard, check_shards, open_shard, read_chunk, read_footer
 
 # Decoded chunks by column and number, shared by the columns of a store.
 ChunkCache = BoundedCache[tuple[str, int], NDArray[Any]]
@@ -116,7 +116,7 @@ class ContiguousReader:
         if self._phantom_rows:
             rows = rows + (rows >> self._shift) * self._phantom_rows
         # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
-        np.take(self._array, rows, axis=0, out=out, mode="clip")
+        self._array.take(rows, axis=0, out=out, mode="clip")
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Return a view; only rows on both sides of phantom rows have to be copied."""
@@ -185,6 +185,7 @@ class ChunkReader:
 
     slices_are_views = False
     _FOOTER_CACHE_NBYTES = 32 << 20
+    _MAX_OPEN = 64  # of 1,024 descriptors that a process usually may have
 
     def __init__(self, directory: Directory, entry: ColumnEntry, rows: int, chunks: ChunkCache) -> None:
         self._directory = directory
@@ -192,6 +193,7 @@ class ChunkReader:
         self._chunks = chunks
         self._layout = entry.layout
         self._rows = rows
+        self._files: BoundedCache[int, OpenShard] = BoundedCache(self._MAX_OPEN, lambda file: 1)
         self._footers: BoundedCache[int, Footer] = BoundedCache(
             self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
         )
@@ -225,17 +227,14 @@ class ChunkReader:
         shard, slot = divmod(chunk, layout.slots)
         key = layout.shard_key(shard)
         path = self._directory.path / key
-        # Opened for each read: a descriptor kept for each of thousands of shards would be one too many.
-        descriptor = open_shard(self._directory, key, int(self._entry.nbytes[shard]))
+        file = self._files.get(shard, lambda shard: OpenShard(self._directory, key, int(self._entry.nbytes[shard])))
         try:
-            footer = self._footers.get(shard, lambda shard: self._read_footer(descriptor, path, shard))
-            decoded = read_chunk(descriptor, layout, footer, slot)
+            footer = self._footers.get(shard, lambda shard: self._read_footer(file.descriptor, path, shard))
+            decoded = read_chunk(file.descriptor, layout, footer, slot)
         except ValueError as error:
             first = chunk * layout.chunk_rows
             last = min(first + layout.chunk_rows, self._rows) - 1
             raise CorruptionError(f"{path}, chunk {slot} (rows {first:,} to {last:,}): {error}; {RESTORE}") from None
-        finally:
-            os.close(descriptor)
         return np.frombuffer(decoded, layout.field.dtype).reshape(layout.chunk_rows, *layout.field.row_shape)
 
     def _read_footer(self, descriptor: int, path: Path, shard: int) -> Footer:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
+_INT64 = np.dtype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,8 @@ def normalize(index: Any, count: int) -> int | slice | Rows:
         IndexError: if a row is out of range or a mask has another length.
         TypeError: if the index is anything else, such as floats or a tuple.
     """
+    if type(index) is np.ndarray and index.dtype is _INT64 and index.ndim == 1:
+        return _all_in_range(index, count)  # what a training loop asks for, without all the questions below
     if isinstance(index, slice):
         return slice(*index.indices(count)) if (index.step or 1) > 0 else index
     if not isinstance(index, np.ndarray) or index.ndim == 0:
@@ -125,7 +128,7 @@ def _in_range(row: int, count: int) -> int:
 def _all_in_range(rows: NDArray[Any], count: int) -> Rows:
     if not len(rows):
         return np.empty(0, np.int64)
-    if rows.dtype == np.int64 and int(rows.view(np.uint64).max()) < count:
+    if rows.dtype is _INT64 and np.maximum.reduce(rows.view(np.uint64)) < count:
         return rows  # one look finds both ends: negative numbers are the largest unsigned ones
     low, high = int(rows.min()), int(rows.max())
     if low < -count or high >= count:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,14 @@ def open_shard(directory: Directory, key: str, nbytes: int) -> int:
         os.close(descriptor)
         raise _bad_shard(directory, key, nbytes, status)
     return descriptor
+
+
+class OpenShard:
+    """An open shard file: the descriptor of `open_shard`, closed when nobody holds this any more."""
+
+    def __init__(self, directory: Directory, key: str, nbytes: int) -> None:
+        self.descriptor = open_shard(directory, key, nbytes)
+        weakref.finalize(self, os.close, self.descriptor).atexit = False
 
 
 def check_shards(directory: Directory, keys: Sequence[str], sizes: Sequence[int]) -> None:

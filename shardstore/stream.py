@@ -26,7 +26,7 @@ SHUFFLES: tuple[Shuffle, ...] = (False, True, "full")
 REMAINDERS: tuple[Remainder, ...] = ("keep", "drop")
 
 # Permuting a few hundred numbers costs as much as permuting thousands, so orders are computed in windows.
-WINDOW_ROWS = 32_768
+WINDOW_ROWS = 65_536
 # Small enough for a cache close to the core, large enough to hide what a call costs.
 GATHER_NBYTES = 2 << 20
 MAX_GATHER_BATCHES = 64
