@@ -109,7 +109,7 @@ def ingest(
         )
         shards = sum(len(entry.nbytes) for entry in store.manifest.columns.values())
         _out.print(
-            f"{dest}: {len(store):,} rows, {len(store.columns)} columns, {shards} shard files, "
+            f"{dest}: {len(store):,} rows, columns {', '.join(store.columns)}, {shards} shard files, "
             f"{_size(store.nbytes)} of data, {_size(store.stored_nbytes)} on disk",
             soft_wrap=True,
             markup=False,

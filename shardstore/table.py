@@ -243,7 +243,7 @@ class TableRows:
     def gather(self, positions: Rows) -> dict[str, NDArray[Any]]:
         """Return fresh arrays of the rows at int64 positions that are known to be in range."""
         rows = self._selection.resolve(positions)
-        return {column.name: column.read(rows) for column in self._columns}
+        return {column.name: column._read(rows) for column in self._columns}
 
     def store_rows(self, positions: Rows) -> Rows:
         """Return the store's numbers of the rows at int64 positions that are known to be in range."""
@@ -304,7 +304,7 @@ class Column:
             return self._files.read_slice(self._name, row, row + 1)[0]
         if isinstance(index, slice):
             return self._slice(self._selection.pick(index))
-        return self.read(self._selection.resolve(index))
+        return self._read(self._selection.resolve(index))
 
     def __iter__(self) -> Iterator[Any]:
         """Yield row by row, reading a block at a time."""
@@ -317,10 +317,10 @@ class Column:
         index = _as_rows(rows, self._selection.count)
         if out is not None:
             self._check_out(out, len(index))
-        return self.read(self._selection.resolve(index), out)
+        return self._read(self._selection.resolve(index), out)
 
-    def read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Gather int64 rows of the *store*, which must be in range: unlike every other method, this does not check."""
+    def _read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Gather int64 rows of the *store*, which are in range."""
         if out is None:
             out = np.empty((len(rows), *self._field.row_shape), self._field.dtype)
         self._files.read(self._name, rows, out)
@@ -347,11 +347,11 @@ class Column:
 
     def _slice(self, picked: Selection) -> NDArray[Any]:
         if picked.rows is not None or not picked.count:
-            return self.read(picked.resolve(np.arange(picked.count, dtype=np.int64)))
+            return self._read(picked.resolve(np.arange(picked.count, dtype=np.int64)))
         first, last, step = picked.start, picked.row(picked.count - 1), picked.step
         if step == 1 or self._files.slices_are_views(self._name):
             return self._files.read_slice(self._name, min(first, last), max(first, last) + 1)[::step]
-        return self.read(np.arange(first, last + step, step, dtype=np.int64))
+        return self._read(np.arange(first, last + step, step, dtype=np.int64))
 
 
 def _as_rows(rows: Any, count: int) -> Rows:

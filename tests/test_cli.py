@@ -41,7 +41,7 @@ def table_of(dumps: Path) -> np.ndarray:
 def test_ingest_info_head_verify_export(tmp_path: Path, dumps: Path) -> None:
     done = run("ingest", dumps, tmp_path / "s", "--split", "x=:-1,y=-1@int64", "--codec", "x=zstd:1", "--workers", "2")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "300 rows, 2 columns, 2 shard files" in done.stdout
+    assert "300 rows, columns x, y, 2 shard files" in done.stdout
     expected = table_of(dumps)
     store = shardstore.open(tmp_path / "s")
     assert np.array_equal(store["x"][:], expected[:, :-1])
