@@ -61,11 +61,12 @@ def check_destination(destination: Path, mode: Mode) -> None:
     """Raise `DestinationError` if a store cannot be written to `destination`."""
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; expected {' or '.join(map(repr, MODES))}")
-    for parent in destination.absolute().parents:
-        if (parent / METADATA_FILE).exists():
-            raise DestinationError(f"{destination} lies inside the store {parent}: choose a place outside")
-    if not os.path.lexists(destination):
-        return
+    with explained_errors(destination):
+        for parent in destination.absolute().parents:
+            if (parent / METADATA_FILE).exists():
+                raise DestinationError(f"{destination} lies inside the store {parent}: choose a place outside")
+        if not os.path.lexists(destination):
+            return
     if mode == "create":
         raise _exists(destination)
     if destination.is_symlink() or not destination.is_dir():
