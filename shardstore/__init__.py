@@ -1,8 +1,11 @@
 """shardstore: convert raw NumPy dumps once, then stream shuffled training batches at the speed of RAM.
 
 The names below are the public interface; `shardstore.torch` holds the datasets for PyTorch. Nothing here imports
-torch or zarr.
+torch or zarr, and what writes is imported when it is first used: a training run only reads.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from shardstore.errors import (
     CorruptionError,
@@ -12,13 +15,15 @@ from shardstore.errors import (
     ShardStoreError,
     SourceError,
 )
-from shardstore.ingest import ingest
 from shardstore.store import Store
 from shardstore.store import open_store as open
 from shardstore.stream import BatchStream
 from shardstore.table import Column, View
 from shardstore.version import __version__
-from shardstore.writer import Writer
+
+if TYPE_CHECKING:
+    from shardstore.ingesting import ingest
+    from shardstore.writer import Writer
 
 __all__ = [
     "BatchStream",
@@ -36,3 +41,16 @@ __all__ = [
     "ingest",
     "open",
 ]
+
+_ON_FIRST_USE = {"ingest": "shardstore.ingesting", "Writer": "shardstore.writer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'shardstore' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_ON_FIRST_USE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,10 +19,11 @@ from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, Reader, open_read
 from shardstore.schema import Field
 from shardstore.selection import Rows, Selection
 from shardstore.table import Table
-from shardstore.verify import VerifyReport, verify_store
 
 if TYPE_CHECKING:
     import zarr
+
+    from shardstore.verify import VerifyReport
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -114,6 +115,8 @@ class StoreFiles:
 
     def verify(self, progress: bool | None) -> VerifyReport:
         """Check every byte against its checksums."""
+        from shardstore.verify import verify_store  # with the threads that only this needs
+
         return verify_store(*self._open(), progress)
 
     def close(self) -> None:
