@@ -409,6 +409,7 @@ def test_a_destination_that_cannot_be(tmp_path: Path, dest: str) -> None:
 UNPRIVILEGED = """
 import json, os, sys
 import shardstore
+import shardstore.ingesting  # while there are still the rights to read it
 
 folder, uid = sys.argv[1], int(sys.argv[2])
 if uid:
