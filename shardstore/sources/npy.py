@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.errors import SourceError
+from shardstore.locks import ForkSafeLock
 
 MAGIC = b"\x93NUMPY"
 # A header is a short literal; this bound keeps a damaged length field from reading a file into memory.
@@ -111,7 +112,17 @@ def read_header(stream: IO[bytes], label: str) -> NpyHeader:
     return NpyHeader(dtype, shape, fortran_order, 8 + length_size + length)
 
 
+# Some releases of CPython 3.11 and 3.12 count the depth of a parse for all threads together: one that another thread
+# interrupts fails now and then with a SystemError (python/cpython issue 106905).
+_parsing = ForkSafeLock()
+
+
 def _literal(text: str) -> Any:
+    with _parsing:
+        return _parsed(text)
+
+
+def _parsed(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except SyntaxError:
