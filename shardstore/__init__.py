@@ -14,6 +14,7 @@ from shardstore.errors import (
     SchemaError,
     ShardStoreError,
     SourceError,
+    StateError,
 )
 from shardstore.store import Store
 from shardstore.store import open_store as open
@@ -34,6 +35,7 @@ __all__ = [
     "SchemaError",
     "ShardStoreError",
     "SourceError",
+    "StateError",
     "Store",
     "View",
     "Writer",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.checksum import CHECKSUM_NBYTES, crc32c
@@ -80,19 +81,45 @@ class Codec:
         """
         return crc32c(stored[:-CHECKSUM_NBYTES] if self.kind == "blosc" else stored)
 
-    def decode(self, stored: bytes, nbytes: int) -> bytes:
-        """Return the `nbytes` bytes of a chunk from its stored bytes; raise `ValueError` if they are damaged."""
+    def decode(self, stored: bytes, nbytes: int, out: NDArray[np.uint8] | None = None) -> bytes | NDArray[np.uint8]:
+        """Return the `nbytes` bytes of a chunk from its stored bytes, or put them into `out`.
+
+        Raises:
+            ValueError: if they are damaged; `out` then holds anything.
+        """
         if self.kind == "blosc":
             stored, tail = stored[:-CHECKSUM_NBYTES], stored[-CHECKSUM_NBYTES:]
             if crc32c(stored) != int.from_bytes(tail, "little"):
                 raise ValueError("the chunk's CRC32C does not match its bytes")
-        try:
-            decoded = stored if self.is_raw else self._compressor.decode(stored)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            raise ValueError(f"the {self.kind} chunk does not decode: {error}") from error
+        if out is not None and self._declared_nbytes(stored) == nbytes:
+            self._decompress(stored, out)
+            return out
+        decoded = stored if self.is_raw else self._decompress(stored)
         if len(decoded) != nbytes:
             raise ValueError(f"the {self.kind} chunk holds {len(decoded):,} bytes, expected {nbytes:,}")
-        return bytes(decoded)
+        if out is None:
+            return bytes(decoded)
+        out[:] = np.frombuffer(decoded, np.uint8)
+        return out
+
+    def _decompress(self, stored: bytes, out: NDArray[np.uint8] | None = None) -> Any:
+        try:
+            return self._compressor.decode(stored, out)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise ValueError(f"the {self.kind} chunk does not decode: {error}") from error
+
+    def _declared_nbytes(self, stored: bytes) -> int | None:
+        """Return how many bytes a compressed chunk's header says it holds: a shorter one would not fill a buffer."""
+        if self.kind == "blosc":
+            return int.from_bytes(stored[4:8], "little")
+        if self.kind == "zstd" and len(stored) > 5:
+            # RFC 8878, 3.1.1.1: the descriptor tells the sizes of the fields before the content's size, and its own.
+            descriptor = stored[4]
+            single = descriptor >> 5 & 1
+            begin = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+            size = (single, 2, 4, 8)[descriptor >> 6]
+            return int.from_bytes(stored[begin : begin + size], "little") + (256 if size == 2 else 0) if size else None
+        return None
 
     def zarr_codecs(self, itemsize: int) -> list[dict[str, Any]]:
         """Return the Zarr v3 codec chain of one chunk whose items have `itemsize` bytes."""

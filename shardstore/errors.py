@@ -29,3 +29,7 @@ class SourceError(ShardStoreError):
 
 class DestinationError(ShardStoreError):
     """The place to write to cannot be used: it exists, is not a store, or has no space left."""
+
+
+class StateError(ShardStoreError):
+    """A state to resume from does not fit the stream: the message names both values, or what is missing."""

@@ -20,6 +20,7 @@ from shardstore.cache import BoundedCache
 from shardstore.decoding import for_each
 from shardstore.errors import CorruptionError
 from shardstore.files import Directory
+from shardstore.locks import ForkSafeLock
 from shardstore.manifest import ColumnEntry
 from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
 from shardstore.schema import ColumnLayout
@@ -43,6 +44,9 @@ class Reader(Protocol):
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive rows: a read-only view where that needs no copy, else a fresh array."""
+
+    def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Copy runs of consecutive rows, one after the other, into the C-contiguous `out`."""
 
 
 def open_reader(
@@ -88,6 +92,9 @@ class EmptyReader:
         """Return a view of nothing."""
         return self._array[start:stop]
 
+    def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """There is nothing to copy."""
+
 
 class ContiguousReader:
     """Reads a raw column as one array; maps a shard's part of it when a row of that shard is first asked for.
@@ -131,6 +138,10 @@ class ContiguousReader:
         joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         joined.flags.writeable = False
         return joined
+
+    def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Copy run by run."""
+        _copy_slices(self, starts, stops, out)
 
 
 class ShardwiseReader:
@@ -179,6 +190,10 @@ class ShardwiseReader:
         out.flags.writeable = False
         return out
 
+    def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Copy run by run."""
+        _copy_slices(self, starts, stops, out)
+
 
 class ChunkReader:
     """Reads a compressed column: decodes the chunks that hold the asked-for rows, each once a call."""
@@ -197,6 +212,8 @@ class ChunkReader:
         self._footers: BoundedCache[int, Footer] = BoundedCache(
             self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
         )
+        self._decoded = 0
+        self._counting = ForkSafeLock()
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
         """Copy the given rows, a chunk at a time, on several threads where there are several chunks."""
@@ -219,18 +236,45 @@ class ChunkReader:
         for_each(copy, list(_runs(start, stop, self._layout.chunk_rows)))
         return out
 
+    def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Decode runs of rows straight into `out`, each chunk of each run once; nothing is kept."""
+        pieces: list[tuple[int, int, int, int]] = []
+        place = 0
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            for chunk, first, last in _runs(start, stop, self._layout.chunk_rows):
+                before = chunk * self._layout.chunk_rows
+                pieces.append((chunk, first - before, last - before, place))
+                place += last - first
+
+        def copy(piece: tuple[int, int, int, int]) -> None:
+            chunk, first, last, place = piece
+            target = out[place : place + last - first]
+            if last - first == self._layout.chunk_rows:
+                self._decode(chunk, target.reshape(-1).view(np.uint8))
+            else:
+                target[...] = self._decode(chunk)[first:last]
+
+        for_each(copy, pieces)
+
+    @property
+    def chunks_decoded(self) -> int:
+        """How many chunks were decoded since the column was opened."""
+        return self._decoded
+
     def _chunk(self, chunk: int) -> NDArray[Any]:
         return self._chunks.get((self._layout.field.name, chunk), lambda key: self._decode(chunk))
 
-    def _decode(self, chunk: int) -> NDArray[Any]:
+    def _decode(self, chunk: int, out: NDArray[np.uint8] | None = None) -> NDArray[Any]:
         layout = self._layout
         shard, slot = divmod(chunk, layout.slots)
         key = layout.shard_key(shard)
         path = self._directory.path / key
         file = self._files.get(shard, lambda shard: OpenShard(self._directory, key, int(self._entry.nbytes[shard])))
+        with self._counting:
+            self._decoded += 1
         try:
             footer = self._footers.get(shard, lambda shard: self._read_footer(file.descriptor, path, shard))
-            decoded = read_chunk(file.descriptor, layout, footer, slot)
+            decoded = read_chunk(file.descriptor, layout, footer, slot, out)
         except ValueError as error:
             first = chunk * layout.chunk_rows
             last = min(first + layout.chunk_rows, self._rows) - 1
@@ -240,6 +284,13 @@ class ChunkReader:
     def _read_footer(self, descriptor: int, path: Path, shard: int) -> Footer:
         rows = self._layout.rows_in_shard(shard, self._rows)
         return read_footer(descriptor, path, self._layout, self._entry.record(shard), rows)
+
+
+def _copy_slices(reader: Reader, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+    place = 0
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        out[place : place + stop - start] = reader.slice(start, stop)
+        place += stop - start
 
 
 def _runs(start: int, stop: int, unit: int) -> Iterator[tuple[int, int, int]]:

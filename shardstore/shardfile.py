@@ -280,14 +280,20 @@ class DamagedChunk:
     reason: str
 
 
-def read_chunk(descriptor: int, layout: ColumnLayout, footer: Footer, chunk: int) -> bytes:
-    """Return the decoded bytes of one chunk of an open shard; raise `ValueError` if they are not what was written."""
+def read_chunk(
+    descriptor: int, layout: ColumnLayout, footer: Footer, chunk: int, out: NDArray[np.uint8] | None = None
+) -> bytes | NDArray[np.uint8]:
+    """Return the decoded bytes of one chunk of an open shard, or put them into `out`.
+
+    Raises:
+        ValueError: if they are not what was written.
+    """
     begin, end = int(footer.bounds[chunk]), int(footer.bounds[chunk + 1])
     stored = read_at(descriptor, end - begin, begin)
     found, expected = layout.codec.checksum(stored), int(footer.checksums[chunk])
     if found != expected:
         raise ValueError(f"CRC32C is {found:08x}, expected {expected:08x}")
-    return layout.codec.decode(stored, layout.chunk_nbytes)
+    return layout.codec.decode(stored, layout.chunk_nbytes, out)
 
 
 def check_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, rows: int) -> Iterator[DamagedChunk | int]:

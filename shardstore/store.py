@@ -15,8 +15,8 @@ from shardstore.errors import FormatError
 from shardstore.files import Directory
 from shardstore.manifest import Manifest, load_manifest
 from shardstore.mapping import CannotMapError
-from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, Reader, open_reader
-from shardstore.schema import Field
+from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, ChunkReader, Reader, open_reader
+from shardstore.schema import ColumnLayout, Field
 from shardstore.selection import Rows, Selection
 from shardstore.table import Table
 
@@ -101,6 +101,15 @@ class StoreFiles:
         # Behind the handler, so that nothing holds on to the reader whose mappings must go.
         self._reader(name).take(rows, out)
 
+    def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Read runs of consecutive rows of a column, one after the other, into the C-contiguous `out`."""
+        try:
+            self._reader(name).take_runs(starts, stops, out)
+            return
+        except CannotMapError:
+            self._read_shardwise(name)
+        self._reader(name).take_runs(starts, stops, out)
+
     def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive rows of a column, as a read-only view where that needs no copy."""
         try:
@@ -112,6 +121,20 @@ class StoreFiles:
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""
         return self._reader(name).slices_are_views
+
+    def layout(self, name: str) -> ColumnLayout:
+        """Return how a column is cut."""
+        return self.manifest.columns[name].layout
+
+    @property
+    def store_id(self) -> str:
+        """What tells this store from all others, on every machine."""
+        return self.manifest.store_id
+
+    @property
+    def chunks_decoded(self) -> int:
+        """How many chunks of all columns were decoded since they were opened, in this process."""
+        return sum(reader.chunks_decoded for reader in self._readers.values() if isinstance(reader, ChunkReader))
 
     def verify(self, progress: bool | None) -> VerifyReport:
         """Check every byte against its checksums."""
@@ -188,6 +211,11 @@ class Store(Table):
     def stored_nbytes(self) -> int:
         """Bytes of all shard files on disk."""
         return sum(int(entry.nbytes.sum()) for entry in self.manifest.columns.values())
+
+    @property
+    def chunks_decoded(self) -> int:
+        """How many compressed chunks this process has decoded for the open store: a measure of wasted work."""
+        return self._files.chunks_decoded
 
     def verify(self, progress: bool | None = None) -> VerifyReport:
         """Check every byte of the store against its checksums, and return what was found.

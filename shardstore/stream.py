@@ -1,90 +1,41 @@
 """`BatchStream`: an epoch's rows in order, cut into batches.
 
-What to read (which positions, in which order) is computed for a window at a time, what to gather for a few batches
-at a time; the batches are views that are cut from what was gathered. All of it is a function of the position, so a
-stream holds no more than two numbers: the epoch and how many batches of it were delivered.
+A stream walks a plan. All that it knows is a cursor: the epoch, and how many of its positions were delivered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from shardstore.order import Order
-from shardstore.selection import Rows
+from shardstore.feeds import Arrays, Feed
+from shardstore.order import Cursor, Order, Plan, Remainder, Replica, State, Turns, restore_state, save_state
+from shardstore.planning import WINDOW_BYTES, Shuffle
 
 Batch = dict[str, Any]
 Transform = Callable[[Batch], Any]
-Shuffle = bool | Literal["full"]
-Remainder = Literal["keep", "drop"]
-SHUFFLES: tuple[Shuffle, ...] = (False, True, "full")
-REMAINDERS: tuple[Remainder, ...] = ("keep", "drop")
 
 # Permuting a few hundred numbers costs as much as permuting thousands, so orders are computed in windows.
 WINDOW_ROWS = 65_536
 # Small enough for a cache close to the core, large enough to hide what a call costs.
 GATHER_NBYTES = 2 << 20
 MAX_GATHER_BATCHES = 64
+MAX_GATHER_ROWS = 4096
+ALL_STEPS = Turns()
+ONE_RANK = Replica()
 
 
-@dataclass(frozen=True)
-class Batching:
-    """How an epoch's positions are cut into batches; a small value that is the same everywhere.
-
-    Attributes:
-        order: the order of rows.
-        batch_size: rows of a batch.
-        remainder: `"keep"` (the last batch may be short) or `"drop"`.
-    """
-
-    order: Order
-    batch_size: int
-    remainder: Remainder
-
-    @classmethod
-    def of(cls, count: int, batch_size: int, shuffle: Shuffle, seed: int, remainder: Remainder) -> Batching:
-        """Check what a user asked for; raise `ValueError` or `TypeError` if it makes no sense."""
-        for name, value in (("batch_size", batch_size), ("seed", seed)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-        if shuffle not in SHUFFLES:
-            raise ValueError(f"shuffle is {shuffle!r}; expected one of {', '.join(map(repr, SHUFFLES))}")
-        if remainder not in REMAINDERS:
-            raise ValueError(f"remainder is {remainder!r}; expected one of {', '.join(map(repr, REMAINDERS))}")
-        return cls(Order(count, bool(shuffle), int(seed)), int(batch_size), remainder)
-
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-        whole, rest = divmod(self.order.count, self.batch_size)
-        return whole + (1 if rest and self.remainder == "keep" else 0)
-
-    def positions(self, steps: range) -> tuple[Rows, list[int]]:
-        """Return the positions of some batches, one after the other, and where each begins and the last ends."""
-        starts = [step * self.batch_size for step in steps]
-        stops = [min(start + self.batch_size, self.order.count) for start in starts]
-        bounds = [0]
-        for start, stop in zip(starts, stops, strict=True):
-            bounds.append(bounds[-1] + stop - start)
-        if steps.step == 1:
-            return np.arange(starts[0], stops[-1], dtype=np.int64), bounds
-        pieces = [np.arange(start, stop, dtype=np.int64) for start, stop in zip(starts, stops, strict=True)]
-        return np.concatenate(pieces), bounds
-
-
-def check_epochs(epochs: int | None, batching: Batching) -> int | None:
+def check_epochs(epochs: int | None, plan: Plan, world_size: int = 1) -> int | None:
     """Return how many epochs a pass has; raise `ValueError` or `TypeError` if that makes no sense."""
     if epochs is None:
-        if not len(batching):
+        if not plan.steps(world_size):
             raise ValueError(
-                f"an endless stream needs batches, but {batching.order.count:,} rows give none "
-                f"of {batching.batch_size:,} rows"
+                f"an endless stream needs batches, but {plan.order.count:,} rows give none of {plan.batch_size:,} rows"
             )
         return None
     if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer):
@@ -94,57 +45,99 @@ def check_epochs(epochs: int | None, batching: Batching) -> int | None:
     return int(epochs)
 
 
-class RowSource(Protocol):
-    """What a stream reads: rows by position, all of which are in range."""
+def check_epoch(epoch: int) -> int:
+    """Return the number of an epoch; raise `ValueError` or `TypeError` if it is none."""
+    if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer):
+        raise TypeError(f"epoch is a {type(epoch).__name__}; expected an int")
+    if epoch < 0:
+        raise ValueError(f"epoch is {epoch}; expected a number from 0 on")
+    return int(epoch)
+
+
+class StreamSource(Protocol):
+    """The rows that a stream is of."""
 
     @property
     def row_nbytes(self) -> int:
         """Bytes of a row of all columns."""
 
-    def gather(self, positions: Rows) -> dict[str, NDArray[Any]]:
-        """Return fresh arrays of the rows at positions that are known to be in range."""
+    def feed(self) -> Feed:
+        """Return a new feed of the rows in the plan's order."""
 
-    def store_rows(self, positions: Rows) -> Rows:
-        """Return the store's numbers of those rows."""
+    def fingerprint(self) -> str:
+        """Return what tells these rows from others, the same in every process."""
 
 
-def read_batches(
-    source: RowSource, batching: Batching, epoch: int, steps: range, with_rows: bool = False
-) -> Iterator[Batch]:
-    """Yield the batches of some steps of an epoch, as dicts of fresh writable arrays.
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a source, and by whom.
 
-    Several batches are gathered at once: a batch is a view into an array that its neighbours share.
+    Attributes:
+        source: the rows.
+        plan: which of them each step has.
+        replica: the rank that reads.
+        with_rows: whether to tell which rows they are.
     """
-    per_gather = max(1, GATHER_NBYTES // max(1, source.row_nbytes * batching.batch_size))
-    per_gather = min(per_gather, MAX_GATHER_BATCHES)
-    per_window = max(1, WINDOW_ROWS // (batching.batch_size * per_gather)) * per_gather
-    gathered = 1  # the first batch is not kept waiting for the rows of many others
-    for window in _cut(steps, per_window):
-        positions, bounds = batching.positions(window)
-        rows = batching.order.rows(epoch, positions)
-        first = 0
-        while first < len(window):
-            last = min(first + gathered, len(window))
-            begin = bounds[first]
-            picked = rows[begin : bounds[last]]
-            block = source.gather(picked)
-            if with_rows:
-                # A copy, so that a batch's row numbers are as much its own as its columns.
-                block["rows"] = source.store_rows(picked).copy()
-            items = list(block.items())
-            for k in range(first, last):
-                start, stop = bounds[k] - begin, bounds[k + 1] - begin
-                yield {name: array[start:stop] for name, array in items}
-            first, gathered = last, min(2 * gathered, per_gather)
+
+    source: StreamSource
+    plan: Plan
+    replica: Replica = ONE_RANK
+    with_rows: bool = False
+
+    def steps(self, cursor: Cursor) -> int:
+        """Return how many steps the rest of an epoch has."""
+        return self.plan.steps(self.replica.world_size, cursor.delivered)
+
+    def batches(self, cursor: Cursor, turns: Turns = ALL_STEPS, skip: int = 0) -> Iterator[Batch]:
+        """Yield the steps of the rest of an epoch as dicts of fresh writable arrays.
+
+        Several are gathered at once: a batch is a view into an array that its neighbours share.
+
+        Args:
+            cursor: where the rest begins.
+            turns: which of its steps to read.
+            skip: how many of these to leave out, without reading them.
+        """
+        for block, bounds in self.blocks(cursor, turns, skip):
+            yield from cut_block(block, bounds)
+
+    def blocks(self, cursor: Cursor, turns: Turns = ALL_STEPS, skip: int = 0) -> Iterator[tuple[Arrays, list[int]]]:
+        """Yield the rows of several steps together, and where each begins and the last ends (plus a constant)."""
+        size = self.plan.batch_size
+        per_gather = max(1, GATHER_NBYTES // max(1, self.source.row_nbytes * size))
+        per_gather = min(per_gather, max(MAX_GATHER_BATCHES, MAX_GATHER_ROWS // size))
+        per_window = max(1, WINDOW_ROWS // (size * per_gather)) * per_gather
+        gathered = 1  # the first batch is not kept waiting for the rows of many others
+        own = turns.count(self.steps(cursor))
+        feed = self.source.feed()
+        for number in range(skip, own, per_window):
+            steps = turns.steps(number, min(number + per_window, own))
+            window = self.plan.positions(steps, self.replica, cursor.delivered)
+            located = feed.locate(cursor.epoch, window.positions)
+            first, count = 0, len(steps)
+            while first < count:
+                last = min(first + gathered, count)
+                start, stop = window.bounds[first], window.bounds[last]
+                block = located.gather(start, stop)
+                if self.with_rows:
+                    block.update(located.names(start, stop))
+                if window.mask is not None:
+                    block["mask"] = window.mask[start:stop]
+                yield block, window.bounds[first : last + 1]
+                first, gathered = last, min(2 * gathered, per_gather)
 
 
-def _cut(steps: range, size: int) -> Iterator[range]:
-    for first in range(0, len(steps), size):
-        yield steps[first : first + size]
+def cut_block(block: Arrays, bounds: list[int]) -> Iterator[Batch]:
+    """Yield the batches of a block as views: it begins with the first bound, and each ends at one of the others."""
+    items = list(block.items())
+    first = start = bounds[0]
+    for stop in bounds[1:]:
+        yield {name: array[start - first : stop - first] for name, array in items}
+        start = stop
 
 
 class BatchStream:
-    """Batches of rows, epoch after epoch. Made by `Store.batches` and `View.batches`.
+    """Batches of rows, epoch after epoch. Made by the `batches` method of stores, views and mixtures.
 
     Iterable and re-iterable: each pass gives the next `epochs` epochs, each in an order of its own. A pass that
     was left early is continued by the next one; the iterator that was left raises `RuntimeError` then.
@@ -152,59 +145,107 @@ class BatchStream:
 
     def __init__(
         self,
-        source: RowSource,
-        batching: Batching,
+        reading: Reading,
         *,
         epochs: int | None = 1,
         transform: Transform | None = None,
-        with_rows: bool = False,
     ) -> None:
-        self._epochs = check_epochs(epochs, batching)
-        self._source: RowSource | None = source
-        self._batching = batching
+        reading.plan.check(reading.replica.world_size)
+        self._epochs = check_epochs(epochs, reading.plan, reading.replica.world_size)
+        self._plan = reading.plan
+        self._world_size = reading.replica.world_size
+        self._reading: Reading | None = reading
         self._transform = transform
-        self._with_rows = with_rows
-        self._epoch = 0
-        self._delivered = 0
-        # The epoch at which the current pass ends, and the iterator that is making it.
-        self._pass_end: int | None = None
+        self._cursor = Cursor()
+        # The epoch with which the current pass began, and the iterator that is making it.
+        self._pass_start = 0
         self._pass = object()
+        # Whether the cursor came here by delivering the batch before it.
+        self._has_delivered = False
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows each step has."""
+        return self._plan
 
     @property
     def epoch(self) -> int:
         """The epoch that the next batch belongs to."""
-        return self._epoch
+        return self._cursor.epoch
 
     def __len__(self) -> int:
-        """Return the exact number of batches of one epoch."""
-        return len(self._batching)
+        """Return the exact number of batches of one epoch on this rank; every rank has as many."""
+        return self._plan.steps(self._world_size)
 
     def __iter__(self) -> Iterator[Any]:
-        self._pass = object()
-        if self._epochs is not None and (self._pass_end is None or self._epoch >= self._pass_end):
-            self._pass_end = self._epoch + self._epochs
-        while self._pass_end is None or self._epoch < self._pass_end:
-            yield from self._rest_of_epoch()
-            self._epoch += 1
-            self._delivered = 0
+        self._pass = current = object()
+        if self._has_delivered and not self._steps_left():
+            self._end_epoch()  # its last batch was delivered, and nobody asked for one more
+        pass_end = None if self._epochs is None else self._pass_start + self._epochs
+        if pass_end is not None and self._cursor.epoch >= pass_end:
+            self._pass_start, pass_end = self._cursor.epoch, self._cursor.epoch + (self._epochs or 1)
+        while pass_end is None or self._cursor.epoch < pass_end:
+            yield from self._rest_of_epoch(current)
+            self._end_epoch()
 
-    def _rest_of_epoch(self) -> Iterator[Any]:
-        if self._source is None:
-            raise ValueError("this stream is closed")
-        current = self._pass
-        steps = range(self._delivered, len(self._batching))
-        for batch in read_batches(self._source, self._batching, self._epoch, steps, self._with_rows):
-            if self._source is None:
-                raise ValueError("this stream is closed")
-            item = batch if self._transform is None else self._transform(batch)
-            self._delivered += 1
+    def _rest_of_epoch(self, current: object) -> Iterator[Any]:
+        begin = self._cursor
+        for step, item in enumerate(self._items(self._open(), begin)):
+            self._cursor = self._plan.advance(begin, step + 1, self._world_size)
+            self._has_delivered = True
             yield item
+            self._open()  # it may have been closed since
             if self._pass is not current:
                 raise RuntimeError("another pass over this stream has begun; only the latest one goes on")
 
+    def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
+        """Yield the rest of an epoch as it is delivered."""
+        for batch in reading.batches(cursor):
+            yield batch if self._transform is None else self._transform(batch)
+
+    def _steps_left(self) -> int:
+        return self._plan.steps(self._world_size, self._cursor.delivered)
+
+    def _end_epoch(self) -> None:
+        self._cursor = Cursor(self._cursor.epoch + 1)
+        self._has_delivered = False
+
+    def _open(self) -> Reading:
+        if self._reading is None:
+            raise ValueError("this stream is closed")
+        return self._reading
+
+    def state_dict(self) -> State:
+        """Return where the stream stands, counted on delivery: plain ints and strings, under 1 KB as JSON.
+
+        The state is the same on every rank after the same number of steps. It can be restored on a stream of another
+        batch size, remainder or world size, over the same rows in the same order.
+        """
+        return save_state(self._open().source.fingerprint(), self._plan.order, self._cursor, self._pass_start)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the next pass gives exactly the rows of its epoch that were not delivered.
+
+        Raises:
+            StateError: if the state is incomplete, or of another store, selection of rows, seed, shuffle or version.
+        """
+        self._cursor, self._pass_start = restore_state(state, self._open().source.fingerprint(), self._plan.order)
+        self._has_delivered = False
+        self._pass = object()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch. The epoch at which the stream already stands is left where it is.
+
+        So a training loop may call it at the top of every epoch, also of the one that it resumes.
+        """
+        if check_epoch(epoch) != self._cursor.epoch:
+            self._cursor, self._pass_start = Cursor(int(epoch)), int(epoch)
+            self._has_delivered = False
+            self._pass = object()
+
     def close(self) -> None:
         """Let go of the store; later reads raise `ValueError`."""
-        self._source = None
+        self._reading = None
 
     def __enter__(self) -> Self:
         return self
@@ -215,8 +256,85 @@ class BatchStream:
         self.close()
 
     def __repr__(self) -> str:
-        batching = self._batching
-        return (
-            f"BatchStream({len(self):,} batches of {batching.batch_size:,} rows an epoch, "
-            f"shuffle={batching.order.shuffle}, seed={batching.order.seed}, epoch={self._epoch})"
+        order = ", ".join(f"{name}={value}" for name, value in self._plan.order.describe().items())
+        batches = f"{len(self):,} batches of {self._plan.batch_size:,} rows an epoch"
+        return f"BatchStream({batches}, {order}, epoch={self.epoch})"
+
+
+class Streamable(ABC):
+    """Rows that can be streamed: those of a store, a view or a mixture."""
+
+    @abstractmethod
+    def select(self, *columns: str) -> Streamable:
+        """Return the same rows with some of the columns only."""
+
+    @abstractmethod
+    def plan(
+        self,
+        batch_size: int,
+        *,
+        shuffle: Shuffle = False,
+        seed: int = 0,
+        remainder: Remainder = "keep",
+        window_bytes: int | str = WINDOW_BYTES,
+        lanes: int = 1,
+    ) -> Plan:
+        """Return which rows each step of each epoch has, a small frozen value; see `batches` for the arguments."""
+
+    @abstractmethod
+    def source(self, order: Order) -> StreamSource:
+        """Return the rows in the order of a plan that was made here, for a `Reading`."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        columns: str | Sequence[str] | None = None,
+        shuffle: Shuffle = False,
+        seed: int = 0,
+        epochs: int | None = 1,
+        remainder: Remainder = "keep",
+        rank: int = 0,
+        world_size: int = 1,
+        transform: Transform | None = None,
+        with_rows: bool = False,
+        window_bytes: int | str = WINDOW_BYTES,
+        lanes: int = 1,
+    ) -> BatchStream:
+        """Stream the rows in batches: dicts of fresh writable arrays.
+
+        Args:
+            batch_size: rows of a batch on each rank.
+            columns: the columns to read; all by default.
+            shuffle: False for the rows' own order; `"full"` for an exact permutation of all rows, another one in
+                every epoch, in constant memory; `"window"` for one that decodes every compressed chunk once an epoch:
+                chunks in permuted order, and within a window of them all rows in permuted order. True is `"window"`
+                if any column of the store is compressed, else `"full"`.
+            seed: with the epoch's number it determines the order.
+            epochs: how many epochs one pass gives; None streams for ever.
+            remainder: what to do with the rows after the last whole step: `"keep"` them as a short batch (for a world
+                size of 1), `"drop"` them, or `"pad"` the step with copies of other rows; then a batch also has a
+                boolean `"mask"` that is False for copies.
+            rank: which of the processes that share every epoch this is.
+            world_size: how many these are. Each gets `len(stream)` batches.
+            transform: called with each batch; what it returns is delivered instead.
+            with_rows: also give `"rows"`, the int64 numbers of the rows in the store.
+            window_bytes: for `"window"`, decoded bytes of the windows that are open at a time, in all lanes together.
+                Part of the order.
+            lanes: for `"window"`, deal the chunks to so many lanes; ranks whose number divides them take whole lanes,
+                so that a chunk is decoded by one rank only. Part of the order.
+
+        Raises:
+            ValueError, TypeError: if an argument makes no sense.
+        """
+        plan = self.plan(
+            batch_size, shuffle=shuffle, seed=seed, remainder=remainder, window_bytes=window_bytes, lanes=lanes
         )
+        rows = self if columns is None else self.select(*column_names(columns))
+        reading = Reading(rows.source(plan.order), plan, Replica(rank, world_size), with_rows)
+        return BatchStream(reading, epochs=epochs, transform=transform)
+
+
+def column_names(columns: str | Sequence[str]) -> Sequence[str]:
+    """Return what may be one column's name as a sequence of names."""
+    return (columns,) if isinstance(columns, str) else columns

@@ -5,7 +5,7 @@ A store is a table of all its rows and columns, a view one of some of them; what
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shardstore.schema import Field
+from shardstore.feeds import Feed, feed_of
+from shardstore.order import Order, Plan, Remainder
+from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
+from shardstore.schema import ColumnLayout, Field
 from shardstore.selection import Rows, Selection, normalize
-from shardstore.stream import Batching, BatchStream, Remainder, Shuffle, Transform
+from shardstore.stream import Streamable, StreamSource, column_names
 
 # How many bytes `where` reads at a time.
 _SCAN_NBYTES = 8 << 20
@@ -28,11 +31,25 @@ class ColumnFiles(Protocol):
     def path(self) -> Path:
         """The store's directory."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all columns, in order."""
+
+    @property
+    def store_id(self) -> str:
+        """What tells this store from all others, on every machine."""
+
+    def layout(self, name: str) -> ColumnLayout:
+        """Return how a column is cut."""
+
     def field(self, name: str) -> Field:
         """Return a column's dtype and row shape."""
 
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
         """Gather rows of a column into the C-contiguous `out`."""
+
+    def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Read runs of consecutive rows of a column, one after the other, into the C-contiguous `out`."""
 
     def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive rows of a column, as a view where that needs no copy."""
@@ -41,7 +58,7 @@ class ColumnFiles(Protocol):
         """Whether no slice of the column needs a copy."""
 
 
-class Table(ABC):
+class Table(Streamable):
     """Some rows of some columns, and all the ways to read them."""
 
     # What it is
@@ -163,38 +180,23 @@ class Table(ABC):
             raise ValueError(f"out must hold exactly the columns {', '.join(names)}; it holds {', '.join(out)}")
         return {name: Column(self, name).take(index, None if out is None else out[name]) for name in names}
 
-    def batches(
+    def plan(
         self,
         batch_size: int,
         *,
-        columns: str | Sequence[str] | None = None,
         shuffle: Shuffle = False,
         seed: int = 0,
-        epochs: int | None = 1,
         remainder: Remainder = "keep",
-        transform: Transform | None = None,
-        with_rows: bool = False,
-    ) -> BatchStream:
-        """Stream the rows in batches: dicts of fresh writable arrays.
+        window_bytes: int | str = WINDOW_BYTES,
+        lanes: int = 1,
+    ) -> Plan:
+        """Return which rows of this table each step of each epoch has; see `batches` for the arguments."""
+        layouts = [self.files.layout(name) for name in self.files.columns]
+        return Plan(choose_order(layouts, self.selection, shuffle, seed, window_bytes, lanes), batch_size, remainder)
 
-        Args:
-            batch_size: rows of a batch.
-            columns: the columns to read; all by default.
-            shuffle: False for the rows' own order; True or `"full"` for an exact permutation of all rows, another
-                one in every epoch, in constant memory.
-            seed: with the epoch's number it determines the permutation.
-            epochs: how many epochs one pass gives; None streams for ever.
-            remainder: what to do with the rows after the last whole batch: `"keep"` them as a short batch, or
-                `"drop"` them.
-            transform: called with each batch; what it returns is delivered instead.
-            with_rows: also give `"rows"`, the int64 numbers of the rows in the store.
-
-        Raises:
-            ValueError, TypeError: if an argument makes no sense.
-        """
-        source = TableRows(self if columns is None else self.select(*column_names(columns)))
-        batching = Batching.of(self.num_rows, batch_size, shuffle, seed, remainder)
-        return BatchStream(source, batching, epochs=epochs, transform=transform, with_rows=with_rows)
+    def source(self, order: Order) -> StreamSource:
+        """Return the rows of this table in an order that its plan has."""
+        return TableRows(self, order)
 
     def _known(self, names: Sequence[str]) -> tuple[str, ...]:
         for name in names:
@@ -233,26 +235,50 @@ class View(Table):
 
 
 class TableRows:
-    """The rows of a table by position, without a check: what streams read. A `shardstore.stream.RowSource`."""
+    """The rows of a table in some order, without a check: what streams read. A `shardstore.stream.StreamSource`."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, order: Order) -> None:
+        self._files = table.files
         self._selection = table.selection
+        self._order = order
         self._columns = [table[name] for name in table.columns]
+        self.schema = table.schema
         self.row_nbytes = table.row_nbytes
+        layouts = {name: table.files.layout(name) for name in table.columns}
+        self.decoded = tuple(
+            name for name, layout in layouts.items() if layout.field.row_nbytes and not layout.codec.is_raw
+        )
 
-    def gather(self, positions: Rows) -> dict[str, NDArray[Any]]:
-        """Return fresh arrays of the rows at int64 positions that are known to be in range."""
-        rows = self._selection.resolve(positions)
-        return {column.name: column._read(rows) for column in self._columns}
+    def feed(self) -> Feed:
+        """Return a new feed of the rows in their order."""
+        return feed_of(self, self._order)
 
-    def store_rows(self, positions: Rows) -> Rows:
-        """Return the store's numbers of the rows at int64 positions that are known to be in range."""
-        return self._selection.resolve(positions)
+    def fingerprint(self) -> str:
+        """Return what tells these rows from others: the store and the selection, but not the columns."""
+        return f"{self._files.store_id}/{self._selection.fingerprint()}"
 
+    def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """Return fresh arrays of some rows of all columns."""
+        resolved = self._selection.resolve(rows)
+        return {column.name: column._read(resolved) for column in self._columns}
 
-def column_names(columns: str | Sequence[str]) -> Sequence[str]:
-    """Return what may be one column's name as a sequence of names."""
-    return (columns,) if isinstance(columns, str) else columns
+    def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
+        """Gather rows of one column into the C-contiguous `out`."""
+        self._files.read(name, self._selection.resolve(rows), out)
+
+    def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Read runs of consecutive rows of one column, one after the other, into the C-contiguous `out`."""
+        if self._selection.is_contiguous:
+            first = self._selection.start
+            self._files.read_runs(name, starts + first, stops + first, out)
+            return
+        lengths = stops - starts
+        rows = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        self._files.read(name, self._selection.resolve(rows), out)
+
+    def store_rows(self, rows: Rows) -> Rows:
+        """Return the store's numbers of some rows."""
+        return self._selection.resolve(rows)
 
 
 class Column:

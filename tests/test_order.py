@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardstore.order import ORDER_VERSION, SORTED_ROWS, Order, epoch_key, permute
+from shardstore.order import ORDER_VERSION, FullShuffle, epoch_key, permute
+from shardstore.order.permutation import SORTED_ROWS
 
 KEY = epoch_key(0, 0)
 
@@ -110,7 +111,7 @@ def test_golden_values() -> None:
     for (count, seed, epoch), expected in GOLDEN.items():
         steps = max(1, len(expected) - 1)
         positions = np.array([i * (count - 1) // steps for i in range(len(expected))], np.int64)
-        assert Order(count, True, seed).rows(epoch, positions).tolist() == expected, (count, seed, epoch)
+        assert FullShuffle(count, seed).rows(epoch, positions).tolist() == expected, (count, seed, epoch)
 
 
 def test_seed_and_epoch_are_hashed_not_added() -> None:

@@ -211,7 +211,10 @@ def test_dtypes_that_torch_lacks_are_named(times: Path) -> None:
     ("arguments", "error"),
     [
         ({"batch_size": 0}, ValueError),
-        ({"remainder": "drop"}, ValueError),
+        ({"remainder": "fill"}, ValueError),
+        ({"rank": 1}, ValueError),
+        ({"rank": 2, "world_size": 2, "remainder": "drop"}, ValueError),
+        ({"rank": 0, "world_size": 2}, ValueError),
         ({"epochs": 0}, ValueError),
         ({"columns": ["q"]}, KeyError),
         ({"shuffle": "yes"}, ValueError),
@@ -240,7 +243,7 @@ def test_wide_rows_come_few_at_a_time(tmp_path: Path) -> None:
     first = next(iter(dataset))["x"]
     assert first.shape == (100_000,)
     assert [row["x"][0].item() for row in dataset] == list(range(20))
-    assert dataset._batching.batch_size == 2
+    assert dataset._rows_of_a_turn == 2
 
 
 class Pair(NamedTuple):

@@ -1,38 +1,39 @@
-"""Datasets for PyTorch. Importing this module is what imports torch.
-
-`StoreIterableDataset` streams in the store's own order (shuffled or not) and is right under any number of DataLoader
-workers; `StoreMapDataset` is for torch's own samplers.
-"""
+"""Datasets for PyTorch's DataLoader."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.context
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from shardstore.errors import SchemaError
+from shardstore.errors import StateError
+from shardstore.order import Cursor, Plan, Remainder, State, Turns, restore_state, save_state
+from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.store import open_store
 from shardstore.stream import (
     GATHER_NBYTES,
     Batch,
-    Batching,
-    Remainder,
-    Shuffle,
+    Reading,
+    Streamable,
+    StreamSource,
     Transform,
+    check_epoch,
     check_epochs,
-    read_batches,
+    column_names,
 )
-from shardstore.table import Table, TableRows, column_names
+from shardstore.table import Table
+from shardstore.torch.passes import Pass, PassCounter
+from shardstore.torch.replicas import ReplicaFinder, check_not_sharded_again
+from shardstore.torch.tensors import batch_tensors, to_tensor, transformed_tensors
 
-# Rows of the internal batches that are dealt to workers where the dataset yields single rows.
-_DEALT_ROWS = 256
+# Rows in a row that one worker takes where the dataset yields single rows.
+_ROWS_OF_A_TURN = 256
+# What the state of a worker has beside that of a stream.
+_WORKER_FIELDS = ("worker", "workers", "taken")
 
 
 class StoreIterableDataset(IterableDataset[Any]):
@@ -44,23 +45,29 @@ class StoreIterableDataset(IterableDataset[Any]):
     (also persistent ones) too.
 
     Args:
-        store: a path, an opened store or a view.
-        batch_size: rows of a batch; None for single rows.
+        store: a path, an opened store, a view or a mixture.
+        batch_size: rows of a batch on each rank; None for single rows.
         columns: the columns to read, in order; all by default.
-        shuffle: see `Table.batches`.
-        seed: see `Table.batches`.
+        shuffle: see `Store.batches`.
+        seed: see `Store.batches`.
         epochs: how many epochs one pass gives; None streams for ever.
-        remainder: see `Table.batches`; single rows have none to drop.
+        remainder: see `Store.batches`; for single rows, what happens to rows that cannot be dealt to all ranks equally.
         transform: called with each batch, or each row, as a dict of NumPy arrays; what it returns is yielded, with its
             arrays as tensors.
-        as_tuple: yield a tuple of the columns, such as `(x, y)`, instead of a dict.
+        as_tuple: yield a tuple of the columns, such as `(x, y)`, instead of a dict; rows' numbers and the mask, where
+            asked for, come last.
+        rank: which of the processes that share every epoch this is; by default that of torch.distributed, or 0.
+        world_size: how many these are; by default that of torch.distributed, or 1.
+        with_rows: see `Store.batches`.
+        window_bytes: see `Store.batches`.
+        lanes: see `Store.batches`.
 
     Tensors are writable and keep the columns' dtypes. Raises `SchemaError` for dtypes that torch does not have.
     """
 
     def __init__(
         self,
-        store: str | os.PathLike[str] | Table,
+        store: str | os.PathLike[str] | Streamable,
         batch_size: int | None = None,
         *,
         columns: str | Sequence[str] | None = None,
@@ -70,71 +77,265 @@ class StoreIterableDataset(IterableDataset[Any]):
         remainder: Remainder = "keep",
         transform: Transform | None = None,
         as_tuple: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        with_rows: bool = False,
+        window_bytes: int | str = WINDOW_BYTES,
+        lanes: int = 1,
     ) -> None:
-        self._table = _table(store, columns)
-        self._rows = TableRows(self._table)
+        rows = open_rows(store)
         self._yields_rows = batch_size is None
-        if self._yields_rows and remainder != "keep":
-            raise ValueError(f"remainder={remainder!r} is about batches, but batch_size=None yields rows")
-        if batch_size is None:
-            size = max(1, min(_DEALT_ROWS, GATHER_NBYTES // max(1, self._rows.row_nbytes)))
-        else:
-            size = batch_size
-        self._batching = Batching.of(len(self._table), size, shuffle, seed, remainder)
-        self._epochs = check_epochs(epochs, self._batching)
+        # A row at a time, position p is row p // world_size of rank p % world_size.
+        self._plan = rows.plan(
+            1 if batch_size is None else batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            remainder=remainder,
+            window_bytes=window_bytes,
+            lanes=lanes,
+        )
+        self._streamed = rows if columns is None else rows.select(*column_names(columns))
+        self._replicas = ReplicaFinder(rank, world_size)
+        world = self._replicas.find().world_size
+        self._plan.check(world)
+        self._epochs = check_epochs(epochs, self._plan, world)
         self._transform = transform
         self._as_tuple = as_tuple
+        self._with_rows = with_rows
         self._passes = PassCounter()
+        # Of the latest pass in this process: where it stands (None before its first item, and behind its last one).
+        self._standing: Pass | None = None
+        # In a worker: its pass, and how many items it has given; a state to begin with.
+        self._worker_pass: Pass | None = None
+        self._taken = 0
+        self._resumed: tuple[Pass, int] | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows each step has; for single rows a step is a row."""
+        return self._plan
 
     def __len__(self) -> int:
-        """Return the number of batches, or of rows, of one pass; raise `TypeError` if it never ends."""
+        """Return the number of batches, or of rows, of one pass on this rank; raise `TypeError` if it never ends."""
         if self._epochs is None:
             raise TypeError("an endless dataset has no length")
-        return self._epochs * (len(self._table) if self._yields_rows else len(self._batching))
+        return self._epochs * self._plan.steps(self._replicas.find().world_size)
 
     def __iter__(self) -> Iterator[Any]:
-        # Counted here and not at the first item: a DataLoader makes its workers' iterators when a pass begins.
-        return self._items(self._passes.begin(self._epochs or 1))
+        check_not_sharded_again(self, self._replicas.find())
+        if get_worker_info() is None:
+            self._standing = None
+            return self._pass_here()
+        # Begun now and not at the first item: a DataLoader makes its workers' iterators when a pass begins.
+        if self._resumed is None:
+            begin, self._taken = self._passes.begin(self._epochs), 0
+        else:
+            (begin, self._taken), self._resumed = self._resumed, None
+            self._passes.resume(begin, self._epochs)
+        self._worker_pass = begin
+        return self._pass_of_worker(begin)
 
-    def _items(self, epoch: int) -> Iterator[Any]:
+    def _pass_here(self) -> Iterator[Any]:
+        """Yield all items of a pass; what was delivered is counted before it is, in `_standing`."""
+        begin = self._passes.begin(self._epochs)
+        end = begin.end(self._epochs)
+        cursor = begin.cursor
+        world = self._replicas.settle().world_size
+        while end is None or cursor.epoch < end:
+            for taken, item in enumerate(self._items(cursor, Turns(), 0)):
+                self._standing = Pass(self._plan.advance(cursor, taken + 1, world), begin.start)
+                yield item
+            cursor = Cursor(cursor.epoch + 1)
+            self._standing = Pass(cursor, begin.start)
+        self._standing = None
+
+    def _pass_of_worker(self, begin: Pass) -> Iterator[Any]:
+        """Yield this worker's items of a pass, behind those that it has already given."""
         info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        last = None if self._epochs is None else epoch + self._epochs
-        step = worker
-        while last is None or epoch < last:
-            # Steps are dealt in turn over the whole pass, because a DataLoader asks its workers in turn.
-            steps = range(step, len(self._batching), workers)
-            for batch in read_batches(self._rows, self._batching, epoch, steps):
-                if self._yields_rows:
-                    yield from self._single_rows(batch)
-                else:
-                    yield self._item(batch)
-            step += len(steps) * workers - len(self._batching)
-            epoch += 1
+        assert info is not None
+        end = begin.end(self._epochs)
+        cursor, skip, turns_before = begin.cursor, self._taken, 0
+        unit = self._rows_of_a_turn if self._yields_rows else 1
+        while end is None or cursor.epoch < end:
+            # Turns go on over the whole pass, because a DataLoader asks its workers in turn.
+            turns = Turns((info.id - turns_before) % info.num_workers, info.num_workers, unit)
+            steps = self._plan.steps(self._replicas.settle().world_size, cursor.delivered)
+            own = turns.count(steps)
+            for item in self._items(cursor, turns, min(skip, own)):
+                self._taken += 1
+                yield item
+            skip -= min(skip, own)
+            turns_before += -(-steps // unit)
+            cursor = Cursor(cursor.epoch + 1)
 
-    def _item(self, arrays: Batch) -> Any:
-        if self._transform is not None:
-            return self._transformed(arrays)
-        tensors = {name: to_tensor(name, array) for name, array in arrays.items()}
-        return tuple(tensors.values()) if self._as_tuple else tensors
+    def _items(self, cursor: Cursor, turns: Turns, skip: int) -> Iterator[Any]:
+        """Yield the rest of an epoch as a consumer sees it."""
+        replica = self._replicas.settle()
+        self._plan.check(replica.world_size)
+        reading = Reading(self._source, self._plan, replica, self._with_rows)
+        if self._yields_rows:
+            for block, _ in reading.blocks(cursor, turns, skip):
+                yield from self._single_rows(block)
+            return
+        for batch in reading.batches(cursor, turns, skip):
+            if self._transform is None:
+                yield batch_tensors(batch, self._as_tuple)
+            else:
+                yield transformed_tensors(self._transform(batch), self._as_tuple)
 
-    def _transformed(self, arrays: Batch) -> Any:
-        assert self._transform is not None
-        item = _to_tensors(self._transform(arrays))
-        return tuple(item.values()) if self._as_tuple and isinstance(item, dict) else item
-
-    def _single_rows(self, batch: Batch) -> Iterator[Any]:
-        count = len(next(iter(batch.values())))
+    def _single_rows(self, block: Batch) -> Iterator[Any]:
+        count = len(next(iter(block.values())))
         if self._transform is not None:
             for i in range(count):
-                yield self._transformed({name: array[i, ...] for name, array in batch.items()})
+                row = {name: array[i, ...] for name, array in block.items()}
+                yield transformed_tensors(self._transform(row), self._as_tuple)
             return
-        columns = [to_tensor(name, array).unbind(0) for name, array in batch.items()]
+        columns = [to_tensor(name, array).unbind(0) for name, array in block.items()]
         if self._as_tuple:
             yield from zip(*columns, strict=True)
             return
         for values in zip(*columns, strict=True):
-            yield dict(zip(batch, values, strict=True))
+            yield dict(zip(block, values, strict=True))
+
+    @cached_property
+    def _source(self) -> StreamSource:
+        return self._streamed.source(self._plan.order)
+
+    @property
+    def _rows_of_a_turn(self) -> int:
+        return max(1, min(_ROWS_OF_A_TURN, GATHER_NBYTES // max(1, self._source.row_nbytes)))
+
+    def state_dict(self, delivered: int | None = None) -> State:
+        """Return where the dataset stands: plain ints and strings, under 1 KB as JSON.
+
+        In the process that iterates it counts what was delivered. In the workers of a `StatefulDataLoader`, which asks
+        them itself, it counts what each has given.
+
+        Args:
+            delivered: how many batches (or rows) of the current pass were received. Needed only where a plain
+                `DataLoader` has workers, since that never tells how many of the batches they made were delivered.
+
+        Raises:
+            StateError: if it is needed and not given.
+        """
+        info = get_worker_info()
+        if info is not None and self._worker_pass is not None:
+            begin = self._worker_pass
+            worker = {"worker": info.id, "workers": info.num_workers, "taken": self._taken}
+            return {**self._save(begin), **worker}
+        standing = self._standing
+        if standing is None:
+            standing = self._passes.next()
+        begun = self._passes.latest_in_workers()
+        if delivered is not None:
+            standing = self._behind(begun or standing, delivered)
+        elif begun is not None:
+            raise StateError(
+                "a DataLoader's workers made the latest pass, and it does not tell how many of their batches were "
+                "delivered: pass that number, state_dict(delivered=…), or use StoreLoader or torchdata's "
+                "StatefulDataLoader, which count"
+            )
+        return self._save(standing)
+
+    def _save(self, standing: Pass) -> State:
+        return save_state(self._source.fingerprint(), self._plan.order, standing.cursor, standing.start)
+
+    def _behind(self, begin: Pass, items: int) -> Pass:
+        """Return where a pass stands behind some items of all workers together."""
+        world = self._replicas.find().world_size
+        cursor, end = begin.cursor, begin.end(self._epochs)
+        if items < 0:
+            raise ValueError(f"delivered is {items}; expected a number from 0 on")
+        while True:
+            steps = self._plan.steps(world, cursor.delivered)
+            if items <= steps:
+                return Pass(self._plan.advance(cursor, items, world), begin.start)
+            items, cursor = items - steps, Cursor(cursor.epoch + 1)
+            if end is not None and cursor.epoch >= end:
+                raise ValueError(f"delivered is {items:,} more than the pass has")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass go on from a state, with exactly the rows of its epoch that were not delivered.
+
+        Takes what `state_dict` of a dataset, a stream or a `StoreLoader` over the same rows in the same order
+        returned, whatever the batch size, world size and number of workers; and what `StatefulDataLoader.state_dict`
+        returned, for another number of workers than that loader itself can go on with.
+
+        Raises:
+            StateError: if the state is incomplete, or of another store, selection of rows, seed, shuffle or version.
+        """
+        if not isinstance(state, Mapping):
+            raise StateError(f"a state is a dict as state_dict() returns it, found a {type(state).__name__}")
+        info = get_worker_info()
+        if info is not None and set(_WORKER_FIELDS) & state.keys():
+            begin, taken = self._restore_worker(state, info.id, info.num_workers)
+            self._resumed = begin, taken
+            self._worker_pass, self._taken = begin, taken
+            return
+        if "_snapshot" in state or "dataset_state" in state:
+            begin = self._restore_loader(state)
+        else:
+            begin = self._restore(state)
+        if info is not None:
+            self._resumed, self._worker_pass, self._taken = (begin, 0), begin, 0
+            return
+        self._standing = None
+        self._passes.set_next(begin)
+
+    def _restore(self, state: Mapping[str, Any]) -> Pass:
+        if set(_WORKER_FIELDS) & state.keys():
+            raise StateError(
+                f"this is the state of worker {state.get('worker')} of {state.get('workers')} alone: "
+                "load the state of their StatefulDataLoader"
+            )
+        return Pass(*restore_state(state, self._source.fingerprint(), self._plan.order))
+
+    def _restore_worker(self, state: Mapping[str, Any], worker: int, workers: int) -> tuple[Pass, int]:
+        fields = {name: state.get(name) for name in _WORKER_FIELDS}
+        for name, found in fields.items():
+            if type(found) is not int or found < 0:
+                raise StateError(f"the state has {name}={found!r}; expected a whole number from 0 on")
+        if (fields["worker"], fields["workers"]) != (worker, workers):
+            raise StateError(
+                f"the state is of worker {fields['worker']} of {fields['workers']}, this is worker {worker} of "
+                f"{workers}: load the whole loader's state into the dataset, which takes it for any number of workers"
+            )
+        rest = {name: value for name, value in state.items() if name not in _WORKER_FIELDS}
+        return self._restore(rest), int(state["taken"])
+
+    def _restore_loader(self, state: Mapping[str, Any]) -> Pass:
+        """Return where a StatefulDataLoader stood."""
+        if "dataset_state" in state:
+            return self._restore(state["dataset_state"])
+        try:
+            snapshots = state["_snapshot"]["_worker_snapshots"]
+            states = [snapshots[f"worker_{i}"]["dataset_state"] for i in range(len(snapshots))]
+            more = int(state["_steps_since_snapshot"])
+        except (KeyError, TypeError, ValueError):
+            raise StateError("this is no state of a StatefulDataLoader over a StoreIterableDataset") from None
+        if self._yields_rows and len(states) > 1:
+            raise StateError(
+                f"{len(states)} workers each filled batches of their own with single rows: which rows were delivered "
+                f"fits only {len(states)} workers again; load the state into a StatefulDataLoader with as many"
+            )
+        passes = {self._restore_worker(each, i, len(states)) for i, each in enumerate(states)}
+        if len({begin for begin, _ in passes}) != 1:
+            raise StateError("the workers' states in this state are of different passes")
+        (begin, _), *_ = passes
+        return self._behind(begin, sum(int(each["taken"]) for each in states) + more)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass begin with an epoch. If it does already, nothing changes, also not a restored position.
+
+        Reaches living `persistent_workers` too.
+        """
+        check_not_sharded_again(self, self._replicas.find())
+        if check_epoch(epoch) != self._passes.next().cursor.epoch:
+            self._passes.set_next(Pass(Cursor(int(epoch)), int(epoch)))
+            self._standing = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_source"}
 
 
 class StoreMapDataset(Dataset[Any]):
@@ -152,7 +353,8 @@ class StoreMapDataset(Dataset[Any]):
     def __init__(
         self, store: str | os.PathLike[str] | Table, columns: str | Sequence[str] | None = None, as_tuple: bool = False
     ) -> None:
-        self._table = _table(store, columns)
+        table = store if isinstance(store, Table) else open_store(store)
+        self._table = table if columns is None else table.select(*column_names(columns))
         self._as_tuple = as_tuple
 
     def __len__(self) -> int:
@@ -164,9 +366,9 @@ class StoreMapDataset(Dataset[Any]):
             index = range(*index.indices(len(self)))
         single = np.ndim(index) == 0
         arrays = self._table.take([int(index)] if single else index)
-        tensors = {name: to_tensor(name, array) for name, array in arrays.items()}
-        if single:
-            tensors = {name: tensor[0] for name, tensor in tensors.items()}
+        if not single:
+            return batch_tensors(arrays, self._as_tuple)
+        tensors = {name: to_tensor(name, array)[0] for name, array in arrays.items()}
         return tuple(tensors.values()) if self._as_tuple else tensors
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
@@ -177,106 +379,6 @@ class StoreMapDataset(Dataset[Any]):
         return list(rows) if self._as_tuple else [dict(zip(arrays, row, strict=True)) for row in rows]
 
 
-class PassCounter:
-    """Tells which epoch a pass begins with, the same for all the worker processes that take part in it.
-
-    A DataLoader never tells the dataset that a pass begins: it makes new workers from copies of the dataset, or lets
-    living ones iterate again. What the workers of one pass share is the seed that the loader drew for them, and how
-    often each has begun. The first of them to come with a new pair of these takes the next epochs, in memory that all
-    of them share; the others find them there. A worker that comes again with the pair of a pass that it has joined
-    (the loader drew the same seed, since somebody seeds torch before every pass) begins a new one.
-    """
-
-    # Passes that can be under way at the same time, and workers of one of them.
-    _REMEMBERED = 16
-    _MAX_WORKERS = 1024
-
-    def __init__(self) -> None:
-        # Row 0 holds the next epoch and the number of passes; the others (seed, begun, epoch) of the latest passes.
-        self._shared = torch.full((1 + self._REMEMBERED, 3), -1, dtype=torch.int64)
-        self._shared[0] = 0
-        self._joined = torch.zeros(1 + self._REMEMBERED, self._MAX_WORKERS, dtype=torch.bool)
-        for tensor in (self._shared, self._joined):
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
-        self._begun = 0
-        self._make_lock("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
-
-    def _make_lock(self, method: str) -> None:
-        # From a context of its own: the default one would settle the start method for the whole program.
-        self._lock = multiprocessing.get_context(method).Lock()
-        self._lock_method = method
-
-    def begin(self, epochs: int) -> int:
-        """Return the first epoch of the pass that this process begins, which takes `epochs` of them."""
-        info = get_worker_info()
-        if info is None:
-            with self._lock:
-                return self._advance(epochs)
-        if info.id >= self._MAX_WORKERS:
-            raise ValueError(f"at most {self._MAX_WORKERS:,} workers can share a dataset, this is number {info.id:,}")
-        key = [info.seed - info.id, self._begun]
-        self._begun += 1
-        with self._lock:
-            passes = int(self._shared[0, 1])
-            for number in range(passes - 1, max(-1, passes - 1 - self._REMEMBERED), -1):  # the latest first
-                place = 1 + number % self._REMEMBERED
-                if self._shared[place, :2].tolist() == key and not self._joined[place, info.id]:
-                    break
-            else:
-                place = 1 + passes % self._REMEMBERED
-                self._shared[place] = torch.tensor([*key, self._advance(epochs)])
-                self._joined[place] = False
-            self._joined[place, info.id] = True
-            return int(self._shared[place, 2])
-
-    def _advance(self, epochs: int) -> int:
-        epoch = int(self._shared[0, 0])
-        self._shared[0, 0] += epochs
-        self._shared[0, 1] += 1
-        return epoch
-
-    def __getstate__(self) -> dict[str, Any]:
-        if multiprocessing.context.get_spawning_popen() is None:
-            # Pickled for somewhere else than a child process: nothing can be shared with it.
-            return {"_shared": self._shared.clone()}
-        if self._lock_method != "spawn":
-            self._make_lock("spawn")
-        return self.__dict__.copy()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
-        if "_lock" in state:
-            self.__dict__.update(state)
-        else:
-            self._shared.copy_(state["_shared"])
-
-
-def to_tensor(name: str, array: NDArray[Any]) -> torch.Tensor:
-    """Return a tensor that shares the memory of `array`; raise `SchemaError` if torch has no such dtype."""
-    try:
-        return torch.from_numpy(array)
-    except TypeError:
-        raise SchemaError(
-            f"column {name!r} has dtype {array.dtype}, which torch does not have: leave it out with columns=…, "
-            "or turn it into numbers with a transform"
-        ) from None
-
-
-def _to_tensors(value: Any) -> Any:
-    """Turn the arrays in what a transform returned into tensors; leave everything else."""
-    if isinstance(value, np.ndarray | np.generic):
-        array = np.asarray(value)
-        if not array.flags.writeable or min(array.strides, default=0) < 0 or not array.dtype.isnative:
-            array = np.array(array, array.dtype.newbyteorder("="), order="C")
-        return to_tensor("(transformed)", array)
-    if isinstance(value, dict):
-        return {key: _to_tensors(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_to_tensors(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def _table(store: str | os.PathLike[str] | Table, columns: str | Sequence[str] | None) -> Table:
-    table = store if isinstance(store, Table) else open_store(store)
-    return table if columns is None else table.select(*column_names(columns))
+def open_rows(store: str | os.PathLike[str] | Streamable) -> Streamable:
+    """Return what can be streamed: the store at a path, or what was given."""
+    return store if isinstance(store, Streamable) else open_store(store)

@@ -1,4 +1,4 @@
-"""The order of an epoch: a keyed permutation of any number of rows, computed for any positions, in constant memory.
+"""A keyed permutation of any number of rows, computed for any positions, in constant memory.
 
 `ORDER_VERSION` names the algorithm. Orders are promises (a run can be repeated and resumed years later), so the
 code below must give the same values for ever; another algorithm is another version. Golden values in the tests
@@ -32,33 +32,14 @@ _ROUNDS = 6
 _RADIX_CANDIDATES = 1024
 
 
-@dataclass(frozen=True)
-class Order:
-    """Which row comes at which position of which epoch.
+def epoch_key(seed: int, epoch: int, purpose: str = "") -> bytes:
+    """Return 64 bytes that depend on all of (order version, seed, epoch, purpose).
 
-    Attributes:
-        count: how many rows there are.
-        shuffle: whether they come in permuted order.
-        seed: any integer; with the epoch's number it determines the permutation.
+    Hashed, never added: epoch 1 of seed 41 has nothing to do with epoch 0 of seed 42. What needs several keys in an
+    epoch, such as one for each window, names each one's purpose.
     """
-
-    count: int
-    shuffle: bool
-    seed: int
-
-    def rows(self, epoch: int, positions: Rows) -> Rows:
-        """Return the rows at int64 `positions`, each in `[0, count)`, of an epoch's order."""
-        if not self.shuffle:
-            return positions
-        return permute(self.count, epoch_key(self.seed, epoch), positions)
-
-
-def epoch_key(seed: int, epoch: int) -> bytes:
-    """Return 64 bytes that depend on all of (order version, seed, epoch).
-
-    Hashed, never added: epoch 1 of seed 41 has nothing to do with epoch 0 of seed 42.
-    """
-    return hashlib.blake2b(f"shardstore order {ORDER_VERSION} seed {seed} epoch {epoch}".encode()).digest()
+    text = f"shardstore order {ORDER_VERSION} seed {seed} epoch {epoch}"
+    return hashlib.blake2b(f"{text} {purpose}".rstrip().encode()).digest()
 
 
 def permute(count: int, key: bytes, positions: Rows) -> Rows:

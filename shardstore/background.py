@@ -1,0 +1,80 @@
+"""Iterating in a thread, some items ahead of the consumer."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+_Item = TypeVar("_Item")
+
+
+def in_background(make: Callable[[], Iterable[_Item]], ahead: int) -> Iterator[_Item]:
+    """Yield the items of `make()`, which a thread makes while the consumer works.
+
+    What it raises is raised here, in its turn. The thread begins with the first item that is asked for, and has ended
+    when this iterator is exhausted, closed or collected.
+
+    Args:
+        make: called in the thread.
+        ahead: how many items may wait for the consumer.
+    """
+    handover: _Handover[_Item] = _Handover(ahead)
+    thread = threading.Thread(target=handover.fill, args=(make,), name="shardstore-loader", daemon=True)
+    thread.start()
+    try:
+        yield from handover.items()
+    finally:
+        handover.stop()
+        thread.join()
+
+
+class _Handover(Generic[_Item]):
+    def __init__(self, ahead: int) -> None:
+        self._ahead = ahead
+        self._waiting: deque[_Item] = deque()
+        self._error: BaseException | None = None
+        self._ended = False
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def fill(self, make: Callable[[], Iterable[_Item]]) -> None:
+        """Make all items, until the consumer stops."""
+        error: BaseException | None = None
+        try:
+            for item in make():
+                if not self._put(item):
+                    break
+        except BaseException as raised:  # whatever it is, it is the consumer's
+            error = raised
+        with self._changed:
+            self._error, self._ended = error, True
+            self._changed.notify_all()
+
+    def _put(self, item: _Item) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or len(self._waiting) < self._ahead)
+            self._waiting.append(item)
+            self._changed.notify_all()
+            return not self._stopped
+
+    def items(self) -> Iterator[_Item]:
+        """Yield the items as they come."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ended)
+                if not self._waiting:
+                    break
+                item = self._waiting.popleft()
+                self._changed.notify_all()
+            yield item
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Let go of all that is waiting, and of the thread."""
+        with self._changed:
+            self._stopped = True
+            self._waiting.clear()
+            self._changed.notify_all()

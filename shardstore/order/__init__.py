@@ -1,0 +1,27 @@
+"""The order of rows: pure functions of (seed, epoch, position), of constant size whatever the number of rows."""
+
+from shardstore.order.orders import FullShuffle, Order, Sections, Sequential, WindowShuffle
+from shardstore.order.permutation import ORDER_VERSION, epoch_key, permute
+from shardstore.order.plan import REMAINDERS, Cursor, Plan, Remainder, Replica, Steps, Turns
+from shardstore.order.state import State, restore_state, save_state
+
+__all__ = [
+    "ORDER_VERSION",
+    "REMAINDERS",
+    "Cursor",
+    "FullShuffle",
+    "Order",
+    "Plan",
+    "Remainder",
+    "Replica",
+    "Sections",
+    "Sequential",
+    "State",
+    "Steps",
+    "Turns",
+    "WindowShuffle",
+    "epoch_key",
+    "permute",
+    "restore_state",
+    "save_state",
+]

@@ -1,0 +1,67 @@
+"""Choosing the order of a table's rows: what `shuffle` means for its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+
+from shardstore.order import FullShuffle, Order, Sections, Sequential, WindowShuffle
+from shardstore.schema import ColumnLayout, parse_bytes
+from shardstore.selection import Selection
+
+Shuffle = bool | Literal["full", "window"]
+SHUFFLES: tuple[Shuffle, ...] = (False, True, "full", "window")
+WINDOW_BYTES = "64MiB"
+
+
+def choose_order(
+    layouts: Iterable[ColumnLayout],
+    selection: Selection,
+    shuffle: Shuffle,
+    seed: int,
+    window_bytes: int | str = WINDOW_BYTES,
+    lanes: int = 1,
+) -> Order:
+    """Return the order that a user asked for.
+
+    It depends on the rows and on the store's layout, not on the columns that are read: streams of different columns
+    with the same seed go side by side.
+
+    Args:
+        layouts: those of all columns of the store.
+        selection: which of the store's rows the order is of.
+        shuffle: False, True (`"window"` if any of the columns is compressed, else `"full"`), `"full"` or `"window"`.
+        seed: any integer.
+        window_bytes: decoded bytes of the compressed columns' rows in the windows of all lanes together.
+        lanes: see `WindowShuffle`.
+
+    Raises:
+        ValueError, TypeError: if an argument makes no sense.
+    """
+    for name, value in (("seed", seed), ("lanes", lanes)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
+    if not isinstance(shuffle, bool | str) or shuffle not in SHUFFLES:
+        raise ValueError(f"shuffle is {shuffle!r}; expected one of {', '.join(map(repr, SHUFFLES))}")
+    if lanes < 1:
+        raise ValueError(f"lanes is {lanes}; expected at least 1")
+    window_nbytes = parse_bytes(window_bytes)
+    stored = [layout for layout in layouts if layout.field.row_nbytes]
+    decoded = [layout for layout in stored if not layout.codec.is_raw]
+    if shuffle is True:
+        shuffle = "window" if decoded else "full"
+    if lanes > 1 and shuffle != "window":
+        raise ValueError(f"lanes={lanes} deals chunks to ranks, which needs shuffle='window'; found {shuffle!r}")
+    if shuffle is False:
+        return Sequential(len(selection))
+    if shuffle == "full":
+        return FullShuffle(len(selection), int(seed))
+    cut = decoded or stored
+    section_rows = max((layout.chunk_rows for layout in cut), default=1)
+    row_nbytes = sum(layout.field.row_nbytes for layout in cut)
+    window = max(1, window_nbytes // max(1, section_rows * row_nbytes) // int(lanes))
+    # Elsewhere than in a row the view's rows have no chunks of their own; neighbours in the view stay together.
+    missing = selection.start % section_rows if selection.is_contiguous else 0
+    return WindowShuffle(Sections(len(selection), section_rows, missing), window, int(seed), int(lanes))
