@@ -14,6 +14,8 @@ from shardstore.selection import Selection
 Shuffle = bool | Literal["full", "window"]
 SHUFFLES: tuple[Shuffle, ...] = (False, True, "full", "window")
 WINDOW_BYTES = "64MiB"
+# Fewer sections than this in a window would be badly mixed.
+MIN_SECTIONS = 16
 
 
 def choose_order(
@@ -59,9 +61,13 @@ def choose_order(
     if shuffle == "full":
         return FullShuffle(len(selection), int(seed))
     cut = decoded or stored
-    section_rows = max((layout.chunk_rows for layout in cut), default=1)
-    row_nbytes = sum(layout.field.row_nbytes for layout in cut)
-    window = max(1, window_nbytes // max(1, section_rows * row_nbytes) // int(lanes))
+    chunk_rows = [layout.chunk_rows for layout in cut] or [1]
+    window_rows = window_nbytes // max(1, sum(layout.field.row_nbytes for layout in cut))
+    # Whole chunks of all columns, so that each is decoded once; but where the longest (those of narrow columns) would
+    # leave few sections in a window, sections are as short as the wide columns' chunks, and narrow ones are cached.
+    mixed = 1 << (max(1, window_rows // MIN_SECTIONS).bit_length() - 1)
+    section_rows = min(max(chunk_rows), max(min(chunk_rows), mixed))
+    window = max(1, window_rows // section_rows // int(lanes))
     # Elsewhere than in a row the view's rows have no chunks of their own; neighbours in the view stay together.
     missing = selection.start % section_rows if selection.is_contiguous else 0
     return WindowShuffle(Sections(len(selection), section_rows, missing), window, int(seed), int(lanes))

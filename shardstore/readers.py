@@ -237,24 +237,26 @@ class ChunkReader:
         return out
 
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Decode runs of rows straight into `out`, each chunk of each run once; nothing is kept."""
-        pieces: list[tuple[int, int, int, int]] = []
+        """Decode runs of rows into `out`, each chunk once: straight into its place where all of it is wanted."""
+        pieces: dict[int, list[tuple[int, int, int]]] = {}
         place = 0
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             for chunk, first, last in _runs(start, stop, self._layout.chunk_rows):
                 before = chunk * self._layout.chunk_rows
-                pieces.append((chunk, first - before, last - before, place))
+                pieces.setdefault(chunk, []).append((first - before, last - before, place))
                 place += last - first
 
-        def copy(piece: tuple[int, int, int, int]) -> None:
-            chunk, first, last, place = piece
-            target = out[place : place + last - first]
+        def copy(item: tuple[int, list[tuple[int, int, int]]]) -> None:
+            chunk, parts = item
+            first, last, place = parts[0]
             if last - first == self._layout.chunk_rows:
-                self._decode(chunk, target.reshape(-1).view(np.uint8))
-            else:
-                target[...] = self._decode(chunk)[first:last]
+                self._decode(chunk, out[place : place + last - first].reshape(-1).view(np.uint8))
+                return
+            decoded = self._chunk(chunk)  # its other rows are wanted in another window
+            for first, last, place in parts:
+                out[place : place + last - first] = decoded[first:last]
 
-        for_each(copy, pieces)
+        for_each(copy, list(pieces.items()))
 
     @property
     def chunks_decoded(self) -> int:

@@ -26,6 +26,9 @@ DEFAULT_SHARD_BYTES = "256MiB"
 # Chunks are the unit of checksums and of decoding. Raw ones are never decoded, so they may be larger.
 RAW_CHUNK_BYTES = 256 * 1024
 COMPRESSED_CHUNK_BYTES = 64 * 1024
+# A compressed column has at most so many times the rows in a chunk that the widest one has, but chunks of some size.
+NARROW_CHUNK_FACTOR = 8
+LEAST_CHUNK_BYTES = 4 << 10
 # A multiple of 4,096 rows makes every shard whole 4 KiB pages, whatever the width of a row.
 PAGE_ALIGNED_ROWS = 4096
 
@@ -169,7 +172,8 @@ def plan_layouts(
         fields: the columns, in order.
         codecs: one codec for all, or one per column (columns that are not named are raw).
         shard_bytes: target size of the widest column's shards.
-        chunk_bytes: target size of a decoded chunk; by default 256 KiB raw and 64 KiB compressed.
+        chunk_bytes: target size of a decoded chunk; by default 256 KiB raw and 64 KiB compressed, and less for narrow
+            compressed columns beside wide ones.
 
     Raises:
         SchemaError: if there is no column, a name comes twice, or a codec is unknown or for no column.
@@ -188,14 +192,23 @@ def plan_layouts(
             raise SchemaError(f"a codec is given for column {name!r}, but the columns are {', '.join(names)}")
     shard_rows = choose_shard_rows(max(field.row_nbytes for field in fields), parse_bytes(shard_bytes))
 
-    def layout(field: Field) -> ColumnLayout:
-        codec = Codec.parse(by_name.get(field.name, "raw"))
-        default = RAW_CHUNK_BYTES if codec.is_raw else COMPRESSED_CHUNK_BYTES
-        target = parse_bytes(chunk_bytes) if chunk_bytes is not None else default
-        chunk_rows = min(shard_rows, _power_of_two_at_most(target // max(1, field.row_nbytes)))
-        return ColumnLayout(field, codec, shard_rows, chunk_rows)
+    parsed = {name: Codec.parse(by_name.get(name, "raw")) for name in names}
+    widest = max((field.row_nbytes for field in fields if not parsed[field.name].is_raw), default=0)
 
-    return {field.name: layout(field) for field in fields}
+    def rows_of(nbytes: int, row_nbytes: int) -> int:
+        return min(shard_rows, _power_of_two_at_most(nbytes // max(1, row_nbytes)))
+
+    def chunk_rows(field: Field) -> int:
+        if chunk_bytes is not None:
+            return rows_of(parse_bytes(chunk_bytes), field.row_nbytes)
+        if parsed[field.name].is_raw:
+            return rows_of(RAW_CHUNK_BYTES, field.row_nbytes)
+        # What a row needs of all columns is decoded together: chunks of very different lengths would waste most of it.
+        alike = NARROW_CHUNK_FACTOR * rows_of(COMPRESSED_CHUNK_BYTES, widest)
+        least = rows_of(LEAST_CHUNK_BYTES, field.row_nbytes)
+        return min(rows_of(COMPRESSED_CHUNK_BYTES, field.row_nbytes), max(alike, least))
+
+    return {field.name: ColumnLayout(field, parsed[field.name], shard_rows, chunk_rows(field)) for field in fields}
 
 
 def choose_shard_rows(widest_row_nbytes: int, shard_bytes: int) -> int:
