@@ -99,7 +99,7 @@ class Sections:
     missing: int = 0
 
     def __len__(self) -> int:
-        return -(-(self.count + self.missing) // self.size)
+        return -(-(self.count + self.missing) // self.size) if self.count else 0
 
     def start(self, sections: Rows) -> Rows:
         """Return each section's first row; for the number of sections, about one past the last row."""
