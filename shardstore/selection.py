@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,40 @@ Rows = NDArray[np.int64]
 _INT64 = np.dtype(np.int64)
 
 
+class RowMap(Protocol):
+    """Some rows of a range, in an order that is computed rather than stored."""
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+
+    @property
+    def text(self) -> str:
+        """All that determines the rows."""
+
+    def resolve(self, positions: Rows) -> Rows:
+        """Return the rows at int64 positions that are known to be in range."""
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Some rows of a store, in order: an arithmetic progression (O(1) memory) or an array of row numbers.
+
+    The progression may be one of positions of a map: then the map's rows are positions of another selection, which
+    may have a map in turn.
 
     Attributes:
         start: first row of the progression.
         step: distance of its rows.
         count: how many rows there are.
         rows: int64 `(count,)`, the rows where they are no progression, else None.
+        mapped: the map that the progression has positions of, and the selection that it picks from; else None.
     """
 
     start: int
     step: int
     count: int
     rows: Rows | None = None
+    mapped: tuple[RowMap, Selection] | None = None
 
     @classmethod
     def all(cls, count: int) -> Selection:
@@ -43,28 +62,31 @@ class Selection:
         return self.count
 
     @property
+    def is_progression(self) -> bool:
+        """Whether the rows of the store are an arithmetic progression."""
+        return self.rows is None and self.mapped is None
+
+    @property
     def is_contiguous(self) -> bool:
         """Whether the rows follow each other in the store."""
-        return self.rows is None and (self.step == 1 or self.count <= 1)
-
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that tell this selection from others, the same in every process."""
-        hashed = hashlib.blake2b(f"{self.start} {self.step} {self.count} ".encode(), digest_size=8)
-        if self.rows is not None:
-            hashed.update(np.ascontiguousarray(self.rows, "<i8").data)
-        return hashed.hexdigest()
+        return self.is_progression and (self.step == 1 or self.count <= 1)
 
     def resolve(self, positions: Rows) -> Rows:
         """Return the store rows at positions of this selection that are known to be in range."""
         if self.rows is not None:
             return self.rows[positions]
-        if self.start == 0 and self.step == 1:
+        if self.start != 0 or self.step != 1:
+            positions = positions * self.step + self.start
+        if self.mapped is None:
             return positions
-        return positions * self.step + self.start
+        row_map, table = self.mapped
+        return table.resolve(row_map.resolve(positions))
 
     def row(self, position: int) -> int:
         """Return the store row at one position that is known to be in range."""
-        return self.start + position * self.step if self.rows is None else int(self.rows[position])
+        if self.is_progression:
+            return self.start + position * self.step
+        return int(self.resolve(np.array([position], np.int64))[0])
 
     def stride(self, start: int, stop: int, step: int = 1) -> Selection:
         """Return the selection of positions `range(start, stop, step)`, which must be in range."""
@@ -72,7 +94,11 @@ class Selection:
         if self.rows is not None:
             picked = self.rows[start : stop if stop >= 0 else None : step]
             return Selection(0, 1, count, picked)
-        return Selection(self.start + start * self.step, self.step * step, count)
+        return Selection(self.start + start * self.step, self.step * step, count, None, self.mapped)
+
+    def through(self, row_map: RowMap) -> Selection:
+        """Return the selection of the positions that a map has, in its order, in O(1) memory."""
+        return Selection(0, 1, len(row_map), None, (row_map, self))
 
     def pick(self, index: slice | Rows) -> Selection:
         """Return the selection of a normalised index into this one, which keeps no memory of the caller's."""
@@ -81,6 +107,24 @@ class Selection:
         rows = np.array(self.resolve(index))
         rows.flags.writeable = False
         return Selection(0, 1, len(rows), rows)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that tell which rows are meant and how: the same in every process, for ever.
+
+        Equal choices have equal fingerprints; rows that were listed differ from the same ones as a slice.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        if self.rows is not None:
+            digest.update(f"rows {self.count}:".encode())
+            digest.update(self.rows.astype("<i8").tobytes())
+        else:
+            # No rows have no start, and a single one has no step.
+            start, step = self.start if self.count else 0, self.step if self.count > 1 else 1
+            digest.update(f"progression {start} {step} {self.count}".encode())
+            if self.mapped is not None:
+                row_map, table = self.mapped
+                digest.update(f" of {row_map.text} of {table.fingerprint()}".encode())
+        return digest.hexdigest()
 
 
 def normalize(index: Any, count: int) -> int | slice | Rows:

@@ -15,7 +15,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from shardstore.feeds import Feed, feed_of
 from shardstore.order import Order, Plan, Remainder
+from shardstore.parts import part_sizes, split_by_group, split_by_value, split_evenly
 from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
+from shardstore.sampling import check_seed, draw
 from shardstore.schema import ColumnLayout, Field
 from shardstore.selection import Rows, Selection, normalize
 from shardstore.stream import Streamable, StreamSource, column_names
@@ -152,6 +154,68 @@ class Table(Streamable):
             found.append(np.flatnonzero(mask) + start)
         return self.rows(np.concatenate(found))
 
+    def sample(
+        self,
+        n: int,
+        *,
+        replace: bool = False,
+        weights: str | ArrayLike | None = None,
+        stratify: str | None = None,
+        seed: int = 0,
+    ) -> View:
+        """Return a view of `n` random rows, in the order of the draws. The same arguments always draw the same rows.
+
+        Args:
+            n: how many rows to draw.
+            replace: whether a row may be drawn again. If not, and without the two below, this takes O(n) memory.
+            weights: how likely each row is: a column of numbers, or one number a row. Without replacement, every draw
+                is by the weights of the rows that are left.
+            stratify: a column of scalars; each of its values gets its exact share of the draws.
+            seed: any integer.
+
+        Raises:
+            KeyError: if a column is unknown.
+            ValueError, TypeError: if an argument makes no sense, or there are too few rows.
+        """
+        if isinstance(weights, str):
+            weights = self._scalars("weights", weights)
+        strata = None if stratify is None else self._scalars("stratify", stratify)
+        rows = draw(self.num_rows, n, replace=replace, weights=weights, strata=strata, seed=seed)
+        return self.rows(rows)
+
+    def split(
+        self, *, seed: int = 0, stratify: str | None = None, group: str | None = None, **parts: float
+    ) -> dict[str, View]:
+        """Split the rows at random into disjoint views: `store.split(train=0.9, val=0.1)`.
+
+        The sizes are exact. The views take O(1) memory and keep the rows' order but for some thousand rows; by
+        the values of a column, O(rows) memory and the order as it is. The same arguments always give the same parts.
+
+        Args:
+            seed: any integer.
+            stratify: a column of scalars; each part gets its share of the rows of every value.
+            group: a column of scalars; no value is in two parts. Sizes are met as far as the groups allow.
+            **parts: by name, fractions that sum to 1, or numbers of rows that sum to all of them.
+
+        Raises:
+            KeyError: if a column is unknown.
+            ValueError, TypeError: if an argument makes no sense, a group is larger than every part, or groups leave a
+                part empty.
+        """
+        seed, sizes = check_seed(seed), part_sizes(self.num_rows, parts)
+        if stratify is not None and group is not None:
+            raise ValueError("stratify and group do not go together: a value's rows are in all parts or in one")
+        numbers = list(sizes.values())
+        if stratify is not None:
+            chosen = [
+                self.selection.pick(p) for p in split_by_value(self._scalars("stratify", stratify), numbers, seed)
+            ]
+        elif group is not None and self.num_rows:
+            chosen = [self.selection.pick(p) for p in split_by_group(self._scalars("group", group), sizes, seed)]
+        else:
+            chosen = split_evenly(self.selection, numbers, seed)
+        return {name: View(self.files, self.columns, rows) for name, rows in zip(sizes, chosen, strict=True)}
+
     # Reading it
 
     def __getitem__(self, index: Any) -> Any:
@@ -198,6 +262,17 @@ class Table(Streamable):
         """Return the rows of this table in an order that its plan has."""
         return TableRows(self, order)
 
+    def _scalars(self, argument: str, name: str) -> NDArray[Any]:
+        """Return a column that an argument names and that must have one value a row."""
+        if not isinstance(name, str):
+            raise TypeError(f"{argument} is a {type(name).__name__}; expected the name of a column")
+        column = Column(self, *self._known((name,)))
+        if column.ndim != 1:
+            raise ValueError(
+                f"{argument}: column {name!r} has rows of shape {column.shape[1:]}; expected one value a row"
+            )
+        return np.asarray(column)
+
     def _known(self, names: Sequence[str]) -> tuple[str, ...]:
         for name in names:
             if name not in self.columns:
@@ -210,7 +285,8 @@ class Table(Streamable):
 class View(Table):
     """Some rows of some columns of a store. Reads like a store and holds no data; slices of it take O(1) memory.
 
-    Made by `select`, `rows` and `where`. Pickles as the store's path with the choice of rows and columns.
+    Made by `select`, `rows`, `where`, `sample` and `split`. Pickles as the store's path with the choice of rows and
+    columns.
     """
 
     def __init__(self, files: ColumnFiles, columns: tuple[str, ...], selection: Selection) -> None:
@@ -372,7 +448,7 @@ class Column:
             )
 
     def _slice(self, picked: Selection) -> NDArray[Any]:
-        if picked.rows is not None or not picked.count:
+        if not picked.is_progression or not picked.count:
             return self._read(picked.resolve(np.arange(picked.count, dtype=np.int64)))
         first, last, step = picked.start, picked.row(picked.count - 1), picked.step
         if step == 1 or self._files.slices_are_views(self._name):
