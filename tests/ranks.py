@@ -1,0 +1,107 @@
+"""What each process of a real process group does in `test_distributed.py`: reads, and writes down what it got.
+
+Run as `python ranks.py STORE OUT RANK WORLD_SIZE`, once for each rank.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+import shardstore
+from shardstore.torch import StoreIterableDataset, StoreLoader
+
+BATCH = 16
+
+
+def rows(items: Any) -> list[list[int]]:
+    """Return the numbers of the rows of each batch that are no copies."""
+    return [item["y"][item["mask"]].tolist() if "mask" in item else item["y"].tolist() for item in items]
+
+
+def read(path: str) -> dict[str, Any]:
+    """Read the store in all the ways that find their rank by themselves."""
+    found: dict[str, Any] = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    for remainder in ("drop", "pad"):
+        for shuffle in (False, "full", "window"):
+            name = f"{remainder} {shuffle}"
+            for workers, method in ((0, None), (2, "fork"), (1, "spawn")):
+                if method == "spawn" and (remainder, shuffle) != ("pad", "full"):
+                    continue
+                dataset = StoreIterableDataset(path, BATCH, shuffle=shuffle, remainder=remainder, lanes=1)
+                loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=method)
+                found[f"{name} dataset {workers}"] = [rows(loader), rows(loader)]
+                assert len(loader) == len(found[f"{name} dataset {workers}"][0])
+            store_loader = StoreLoader(path, BATCH, shuffle=shuffle, remainder=remainder)
+            found[f"{name} loader"] = [rows(store_loader), rows(store_loader)]
+            assert len(store_loader) == len(found[f"{name} loader"][0])
+    for workers in (0, 2):
+        dataset = StoreIterableDataset(path, shuffle="full", remainder="pad")
+        batches = list(DataLoader(dataset, batch_size=BATCH, num_workers=workers))
+        found[f"single rows {workers}"] = rows(batches)
+        found[f"single rows {workers} count"] = sum(len(batch["y"]) for batch in batches)
+    # Persistent workers hear of the epoch.
+    dataset = StoreIterableDataset(path, BATCH, shuffle=True, remainder="drop")
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    found["epochs"] = []
+    for epoch in (0, 7, 7):
+        dataset.set_epoch(epoch)
+        found["epochs"].append(rows(loader))
+    # A state taken in the middle, which is the same on every rank.
+    store_loader = StoreLoader(path, BATCH, shuffle="window", remainder="pad")
+    found["before"] = rows(itertools.islice(store_loader, 3))
+    state = store_loader.state_dict()
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, state)
+    assert states == [state] * dist.get_world_size()
+    found["state"] = state
+    found["after"] = rows(store_loader)
+    return found
+
+
+def refuse(path: str) -> list[str]:
+    """Return what is said where a rank would get the wrong rows."""
+    errors: list[str] = []
+    for make in (
+        lambda: StoreIterableDataset(path, BATCH),  # remainder="keep"
+        lambda: StoreIterableDataset(path, 200, remainder="drop"),
+        lambda: StoreLoader(path, BATCH),
+    ):
+        try:
+            make()
+        except ValueError as error:
+            errors.append(str(error))
+    # The group goes in the middle of the training.
+    dataset = StoreIterableDataset(path, BATCH, remainder="drop")
+    loader = StoreLoader(path, BATCH, remainder="drop")
+    list(dataset)
+    next(iter(loader))
+    dist.destroy_process_group()
+    for iterable in (dataset, loader):
+        try:
+            list(iterable)
+        except shardstore.StateError as error:
+            errors.append(str(error))
+    return errors
+
+
+def main(path: str, out: str, rank: int, world_size: int) -> None:
+    torch.set_num_threads(1)
+    early = StoreIterableDataset(path, BATCH, remainder="drop")  # made before the group: it finds it later
+    dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=world_size)
+    found = read(path)
+    found["early"] = rows(early)
+    dist.barrier()
+    found["errors"] = refuse(path)
+    (Path(out) / f"{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
