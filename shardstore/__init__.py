@@ -24,6 +24,7 @@ from shardstore.version import __version__
 
 if TYPE_CHECKING:
     from shardstore.ingesting import ingest
+    from shardstore.mixture import Mixture, mix
     from shardstore.writer import Writer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "CorruptionError",
     "DestinationError",
     "FormatError",
+    "Mixture",
     "SchemaError",
     "ShardStoreError",
     "SourceError",
@@ -41,10 +43,16 @@ __all__ = [
     "Writer",
     "__version__",
     "ingest",
+    "mix",
     "open",
 ]
 
-_ON_FIRST_USE = {"ingest": "shardstore.ingesting", "Writer": "shardstore.writer"}
+_ON_FIRST_USE = {
+    "Mixture": "shardstore.mixture",
+    "Writer": "shardstore.writer",
+    "ingest": "shardstore.ingesting",
+    "mix": "shardstore.mixture",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,13 +6,13 @@ A pass over an epoch has a feed of its own. It is asked in two steps: `locate` c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.order import Order, WindowShuffle
+from shardstore.order import MixtureOrder, Order, RepeatedWindows, WindowShuffle
 from shardstore.order.orders import Window
 from shardstore.schema import Field
 from shardstore.selection import Rows
@@ -62,11 +62,12 @@ class RowSource(Protocol):
 
 
 FeedMaker = Callable[[], Feed]
+Windowed = WindowShuffle | RepeatedWindows
 
 
 def feed_of(source: RowSource, order: Order) -> Feed:
     """Return the feed that suits an order and the columns of a source."""
-    if isinstance(order, WindowShuffle) and source.decoded:
+    if isinstance(order, Windowed) and source.decoded:
         return WindowFeed(source, order)
     return DirectFeed(source, order)
 
@@ -102,7 +103,7 @@ class WindowFeed:
     Holds the decoded columns of one window for each lane that is read. A window's buffers take the next one.
     """
 
-    def __init__(self, source: RowSource, order: WindowShuffle) -> None:
+    def __init__(self, source: RowSource, order: Windowed) -> None:
         self._source = source
         self._order = order
         self._staged: dict[int, _StagedWindow] = {}
@@ -194,6 +195,50 @@ class _LocatedPlaces:
             for window, where, places in self._windows:
                 self._rows[where] = window.rows(places)
         return self._rows
+
+
+class MixtureFeed:
+    """Reads the rows of each source of a mixture with a feed of the source's own, and puts them where they belong."""
+
+    def __init__(self, feeds: Sequence[Feed], order: MixtureOrder) -> None:
+        self._feeds = feeds
+        self._order = order
+
+    def locate(self, epoch: int, positions: Rows) -> Located:
+        """Find the rows at some positions, source by source."""
+        dealt = self._order.deal(positions)
+        return _LocatedParts([(number, where, self._feeds[number].locate(epoch, own)) for number, where, own in dealt])
+
+
+class _LocatedParts:
+    """Positions sorted by source: the number of each source, which positions it has (ascending), and their rows."""
+
+    def __init__(self, parts: list[tuple[int, Rows, Located]]) -> None:
+        self._parts = parts
+
+    def gather(self, start: int, stop: int) -> Arrays:
+        return self._merged(start, stop, lambda _, located, first, last: located.gather(first, last))
+
+    def names(self, start: int, stop: int) -> Arrays:
+        def named(number: int, located: Located, first: int, last: int) -> Arrays:
+            return {**located.names(first, last), "source": np.full(last - first, number, np.int64)}
+
+        return self._merged(start, stop, named)
+
+    def _merged(self, start: int, stop: int, read: Callable[[int, Located, int, int], Arrays]) -> Arrays:
+        merged: Arrays = {}
+        for number, where, located in self._parts:
+            first, last = np.searchsorted(where, (start, stop)).tolist()
+            if first == last:
+                continue
+            arrays = read(number, located, first, last)
+            if last - first == stop - start:
+                return arrays
+            for name, array in arrays.items():
+                if name not in merged:
+                    merged[name] = np.empty((stop - start, *array.shape[1:]), array.dtype)
+                merged[name][where[first:last] - start] = array
+        return merged
 
 
 def _pick(array: NDArray[Any], places: Rows, out: NDArray[Any], where: slice | Rows) -> None:

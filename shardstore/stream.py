@@ -58,6 +58,14 @@ class StreamSource(Protocol):
     """The rows that a stream is of."""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of what a batch has."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what tells which rows a batch has."""
+
+    @property
     def row_nbytes(self) -> int:
         """Bytes of a row of all columns."""
 
@@ -83,6 +91,14 @@ class Reading:
     plan: Plan
     replica: Replica = ONE_RANK
     with_rows: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.source.names if self.with_rows else ():
+            if name in self.source.columns:
+                raise ValueError(
+                    f"with_rows=True adds {name!r} to a batch, but there is a column of this name: "
+                    "leave it out (columns=…), or rename it when the store is written"
+                )
 
     def steps(self, cursor: Cursor) -> int:
         """Return how many steps the rest of an epoch has."""
@@ -338,3 +354,13 @@ class Streamable(ABC):
 def column_names(columns: str | Sequence[str]) -> Sequence[str]:
     """Return what may be one column's name as a sequence of names."""
     return (columns,) if isinstance(columns, str) else columns
+
+
+def known_columns(names: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
+    """Return names that are known and different; raise `KeyError` or `ValueError` if they are not."""
+    for name in names:
+        if name not in columns:
+            raise KeyError(f"no column {name!r}; the columns are {', '.join(columns)}")
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"expected different column names, found {', '.join(names) or 'none'}")
+    return tuple(names)

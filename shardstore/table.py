@@ -20,7 +20,7 @@ from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
 from shardstore.sampling import check_seed, draw
 from shardstore.schema import ColumnLayout, Field
 from shardstore.selection import Rows, Selection, normalize
-from shardstore.stream import Streamable, StreamSource, column_names
+from shardstore.stream import Streamable, StreamSource, column_names, known_columns
 
 # How many bytes `where` reads at a time.
 _SCAN_NBYTES = 8 << 20
@@ -274,12 +274,7 @@ class Table(Streamable):
         return np.asarray(column)
 
     def _known(self, names: Sequence[str]) -> tuple[str, ...]:
-        for name in names:
-            if name not in self.columns:
-                raise KeyError(f"no column {name!r}; the columns are {', '.join(self.columns)}")
-        if len(set(names)) != len(names) or not names:
-            raise ValueError(f"expected different column names, found {', '.join(names) or 'none'}")
-        return tuple(names)
+        return known_columns(names, self.columns)
 
 
 class View(Table):
@@ -318,6 +313,8 @@ class TableRows:
         self._selection = table.selection
         self._order = order
         self._columns = [table[name] for name in table.columns]
+        self.columns = table.columns
+        self.names = ("rows",)
         self.schema = table.schema
         self.row_nbytes = table.row_nbytes
         layouts = {name: table.files.layout(name) for name in table.columns}

@@ -173,7 +173,7 @@ class WindowShuffle:
         slots = sequence.slot(flat)
         numbers = (slots - sequence.slot(self._lane_start(lanes))) // self._even_window()
         found = []
-        for where in _groups(lanes * len(self.sections) + numbers):
+        for where in groups(lanes * len(self.sections) + numbers):
             one = where.start if isinstance(where, slice) else int(where[0])
             lane = int(lanes[one if self.lanes > 1 else 0])
             window = self._window(epoch, sequence, lane, int(numbers[one]))
@@ -294,8 +294,8 @@ class _Sequence:
         return spread // self.sections.size
 
 
-def _groups(keys: Rows) -> list[slice | Rows]:
-    """Return the places of each distinct key."""
+def groups(keys: Rows) -> list[slice | Rows]:
+    """Return the places of each distinct key, ascending: as slices where no key comes after a larger one."""
     if not len(keys):
         return []
     steps = np.diff(keys)
