@@ -17,8 +17,12 @@ def test_the_demo_learns_to_read(tmp_path: Path) -> None:
     result = run_demo(lines.append, tmp_path / "digits")
     assert result.accuracy >= 0.95
     assert result.held_out > 300
+    # Killed in the middle of an epoch, resumed with another batch size: every row of it came once.
+    assert result.every_row_once
+    assert result.saved_rows == 640
+    assert result.saved_rows + result.resumed_rows == 1797 - result.held_out
     text = "\n".join(lines)
-    for figure in ("1,797 rows", "MB/s", "rows/s", "accuracy", "peak anonymous memory"):
+    for figure in ("1,797 rows", "MB/s", "rows/s", "killed in epoch", "once: yes", "accuracy", "peak anonymous memory"):
         assert figure in text
     store = shardstore.open(tmp_path / "digits")
     assert len(store) == 1797
