@@ -88,7 +88,7 @@ def run_demo(say: Callable[[str], None], directory: Path | None = None) -> DemoR
         parts = _parts(store)
         held_out = parts["held_out"]
 
-        say(f"2. Train in a process of its own, in shuffled batches of {BATCH_SIZE}, each epoch in an order of its own")
+        say(f"2. Train in a process of its own, in shuffled batches of {BATCH_SIZE}")
         checkpoint = Path(scratch) / "checkpoint.pt"
         lost = _train_until_killed(path, checkpoint)
         say(f"   killed in epoch {KILLED_EPOCH}, {lost} batches behind its last save: those are forgotten")
@@ -96,9 +96,7 @@ def run_demo(say: Callable[[str], None], directory: Path | None = None) -> DemoR
         training = _Training(parts["training"], RESUMED_BATCH_SIZE)
         training.restore(checkpoint)
         saved = list(training.rows)
-        say(
-            f"3. Resume in batches of {RESUMED_BATCH_SIZE}: {len(saved):,} rows of the epoch were trained on before the save"
-        )
+        say(f"3. Resume in batches of {RESUMED_BATCH_SIZE}: {len(saved):,} rows of the epoch came before the save")
         begin, trained = time.perf_counter(), 0
         resumed, once = [], False
         for epoch, loss in training.epochs():
@@ -107,7 +105,7 @@ def run_demo(say: Callable[[str], None], directory: Path | None = None) -> DemoR
                 resumed = training.rows[len(saved) :]
                 trained -= len(saved)
                 once = sorted(saved + resumed) == sorted(training.all_rows())
-                say(f"   {len(resumed):,} came now; together every row of the epoch, once: {'yes' if once else 'NO'}")
+                say(f"   {len(resumed):,} came now; together every row of the epoch once: {'yes' if once else 'NO'}")
             if epoch % 6 == 0 or epoch == EPOCHS - 1:
                 say(f"   epoch {epoch:2}: loss {loss:.3f}")
         say(f"   {trained / (time.perf_counter() - begin):,.0f} rows/s with the model's own work")

@@ -10,7 +10,6 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -250,7 +249,7 @@ class ChunkReader:
             chunk, parts = item
             first, last, place = parts[0]
             if last - first == self._layout.chunk_rows:
-                self._decode(chunk, out[place : place + last - first].reshape(-1).view(np.uint8))
+                self._decode_into(chunk, out[place : place + last - first].reshape(-1).view(np.uint8))
                 return
             decoded = self._chunk(chunk)  # its other rows are wanted in another window
             for first, last, place in parts:
@@ -266,24 +265,31 @@ class ChunkReader:
     def _chunk(self, chunk: int) -> NDArray[Any]:
         return self._chunks.get((self._layout.field.name, chunk), lambda key: self._decode(chunk))
 
-    def _decode(self, chunk: int, out: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+    def _decode(self, chunk: int) -> NDArray[Any]:
+        layout = self._layout
+        decoded = self._decode_into(chunk, None)
+        return np.frombuffer(decoded, layout.field.dtype).reshape(layout.chunk_rows, *layout.field.row_shape)
+
+    def _decode_into(self, chunk: int, out: NDArray[np.uint8] | None) -> bytes | NDArray[np.uint8]:
         layout = self._layout
         shard, slot = divmod(chunk, layout.slots)
-        key = layout.shard_key(shard)
-        path = self._directory.path / key
-        file = self._files.get(shard, lambda shard: OpenShard(self._directory, key, int(self._entry.nbytes[shard])))
+        file = self._files.get(shard, self._open_shard)
         with self._counting:
             self._decoded += 1
         try:
-            footer = self._footers.get(shard, lambda shard: self._read_footer(file.descriptor, path, shard))
-            decoded = read_chunk(file.descriptor, layout, footer, slot, out)
+            footer = self._footers.get(shard, lambda shard: self._read_footer(file.descriptor, shard))
+            return read_chunk(file.descriptor, layout, footer, slot, out)
         except ValueError as error:
+            path = self._directory.path / layout.shard_key(shard)
             first = chunk * layout.chunk_rows
             last = min(first + layout.chunk_rows, self._rows) - 1
             raise CorruptionError(f"{path}, chunk {slot} (rows {first:,} to {last:,}): {error}; {RESTORE}") from None
-        return np.frombuffer(decoded, layout.field.dtype).reshape(layout.chunk_rows, *layout.field.row_shape)
 
-    def _read_footer(self, descriptor: int, path: Path, shard: int) -> Footer:
+    def _open_shard(self, shard: int) -> OpenShard:
+        return OpenShard(self._directory, self._layout.shard_key(shard), int(self._entry.nbytes[shard]))
+
+    def _read_footer(self, descriptor: int, shard: int) -> Footer:
+        path = self._directory.path / self._layout.shard_key(shard)
         rows = self._layout.rows_in_shard(shard, self._rows)
         return read_footer(descriptor, path, self._layout, self._entry.record(shard), rows)
 

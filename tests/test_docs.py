@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/order.md"])
 def test_the_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / page).read_text()
     blocks = list(BLOCK.finditer(text))
@@ -30,3 +30,16 @@ def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text()):
         if "://" not in target:
             assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_the_tests_that_hold_the_guarantees_exist() -> None:
+    listed = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs/order.md").read_text())
+    assert len(listed) >= 8
+    for file, name in listed:
+        assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
+
+
+def test_every_guarantee_names_a_test() -> None:
+    rows = re.findall(r"^\| \*\*(\d)\. .*? \| (.*) \|$", (ROOT / "docs/order.md").read_text(), re.MULTILINE)
+    assert [number for number, _ in rows] == [str(number) for number in range(1, 9)]
+    assert all("::test_" in tests for _, tests in rows)
