@@ -2,7 +2,7 @@
 
 400,000 rows of float32[128] and an int64, both zstd, in batches of 256 rows, everything in the page cache. The other
 way holds the compressed chunks in memory and decodes them one after the other with numcodecs, on as many threads as
-the store does. The store also reads the files, checks every chunk's checksum, permutes the rows and gathers the batches.
+the store does. The store also reads the files, checks every checksum, permutes the rows and gathers the batches.
 
     python benchmarks/window_epoch.py [--json PATH]
 """

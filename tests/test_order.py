@@ -1,4 +1,4 @@
-"""The permutation: a bijection at every size, the same for ever, and random enough for training."""
+"""The permutation: a bijection at every size, the same for ever, and uniform; `test_quality` measures the rest."""
 
 from __future__ import annotations
 
@@ -129,47 +129,6 @@ def test_every_permutation_of_few_rows_is_as_likely() -> None:
         chi2 = sum((seen[p] - 50) ** 2 / 50 for p in permutations(range(count)))
         freedom = math.factorial(count) - 1
         assert abs(chi2 - freedom) < 5 * math.sqrt(2 * freedom), count
-
-
-def shuffle_defects(rows: np.ndarray) -> list[str]:
-    """Return what is not random about an order, each check at five standard deviations or more."""
-    count, defects = len(rows), []
-    batches = rows[: count // 256 * 256].reshape(-1, 256)
-    # Parity, and which half of the store, per batch: both binomial (256, 1/2).
-    for name, property_ in (("parity", batches & 1), ("half", batches >= count // 2)):
-        sums = property_.sum(1)
-        if abs(sums.mean() - 128) > 5 * 8 / math.sqrt(len(sums)) or abs(sums.var() / 64 - 1) > 5 * math.sqrt(
-            2 / len(sums)
-        ):
-            defects.append(name)
-    # Distances of neighbours: triangular on [0, count), whose mean is a third; and spread over all distances.
-    distance = np.abs(np.diff(rows)) / count
-    if abs(distance.mean() - 1 / 3) > 5 * 0.236 / math.sqrt(count):
-        defects.append("distance")
-    histogram = np.histogram(distance, 32, (0, 1))[0] / len(distance)
-    entropy = -(histogram[histogram > 0] * np.log2(histogram[histogram > 0])).sum()
-    if abs(entropy - 4.72) > 0.1:
-        defects.append("entropy")
-    # Correlation of a position with its row.
-    if abs(np.corrcoef(np.arange(count), rows)[0, 1]) > 5 / math.sqrt(count):
-        defects.append("correlation")
-    return defects
-
-
-@pytest.mark.parametrize("count", [4096, 4097, 10_000, 65_536, 65_537, 600_000])
-def test_orders_look_random(count: int) -> None:
-    for epoch in range(3):
-        assert shuffle_defects(whole(count, epoch_key(7, epoch))) == []
-
-
-def test_the_checks_of_randomness_find_bad_orders() -> None:
-    count = 65_536
-    positions = np.arange(count)
-    assert "correlation" in shuffle_defects(positions)
-    assert "parity" in shuffle_defects(np.concatenate([positions[::2], positions[1::2]]))
-    assert shuffle_defects((positions * 40_503) % count)  # linear: a bijection, and batches of one parity pattern
-    windows = np.random.default_rng(0).permuted(positions.reshape(-1, 1024), axis=1).reshape(-1)
-    assert "distance" in shuffle_defects(windows)
 
 
 def test_epochs_and_neighbouring_seeds_are_unrelated() -> None:
