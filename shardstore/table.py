@@ -244,6 +244,13 @@ class Table(Streamable):
             raise ValueError(f"out must hold exactly the columns {', '.join(names)}; it holds {', '.join(out)}")
         return {name: Column(self, name).take(index, None if out is None else out[name]) for name in names}
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return rows as `self[row]` gives each, gathered together: what PyTorch's `DataLoader` asks for a batch."""
+        arrays = self.take(list(indices))
+        return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
+
+    _getitems = __getitems__  # what Grain asks for several rows
+
     def plan(
         self,
         batch_size: int,

@@ -1,4 +1,4 @@
-"""The code in the README and the guide runs as it stands there."""
+"""The code in the documentation runs as it stands there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,23 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/order.md"])
+FRAMEWORKS = [
+    # How they use torch, and what Lightning thinks of several loaders of one page.
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/order.md", pytest.param("docs/frameworks.md", marks=FRAMEWORKS)]
+)
 def test_the_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page == "docs/frameworks.md":
+        for library in ("torchdata", "lightning", "accelerate", "grain"):
+            pytest.importorskip(library, reason=f"{library} is not installed")
     text = (ROOT / page).read_text()
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) >= 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shardstore.errors import StateError
-from shardstore.order import Cursor, Plan, Remainder, State, Turns, restore_state, save_state
+from shardstore.order import REMAINDERS, Cursor, Plan, Remainder, State, Turns, restore_state, save_state
 from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.store import open_store
 from shardstore.stream import (
@@ -33,7 +34,8 @@ from shardstore.torch.tensors import batch_tensors, to_tensor, transformed_tenso
 # Rows in a row that one worker takes where the dataset yields single rows.
 _ROWS_OF_A_TURN = 256
 # What the state of a worker has beside that of a stream.
-_WORKER_FIELDS = ("worker", "workers", "taken")
+_WORKER_FIELDS = ("worker", "workers", "taken", "batch", "ranks")
+_CUT = ("batch", "ranks", "remainder")
 
 
 class StoreIterableDataset(IterableDataset[Any]):
@@ -222,13 +224,14 @@ class StoreIterableDataset(IterableDataset[Any]):
         if info is not None and self._worker_pass is not None:
             begin = self._worker_pass
             worker = {"worker": info.id, "workers": info.num_workers, "taken": self._taken}
-            return {**self._save(begin), **worker}
+            return {**self._save(begin), **worker, **self._cut()}
         standing = self._standing
         if standing is None:
             standing = self._passes.next()
         begun = self._passes.latest_in_workers()
         if delivered is not None:
-            standing = self._behind(begun or standing, delivered)
+            begin = begun or standing
+            standing = _behind(begin, delivered, self._plan, self._replicas.find().world_size, begin.end(self._epochs))
         elif begun is not None:
             raise StateError(
                 "a DataLoader's workers made the latest pass, and it does not tell how many of their batches were "
@@ -240,19 +243,10 @@ class StoreIterableDataset(IterableDataset[Any]):
     def _save(self, standing: Pass) -> State:
         return save_state(self._source.fingerprint(), self._plan.order, standing.cursor, standing.start)
 
-    def _behind(self, begin: Pass, items: int) -> Pass:
-        """Return where a pass stands behind some items of all workers together."""
-        world = self._replicas.find().world_size
-        cursor, end = begin.cursor, begin.end(self._epochs)
-        if items < 0:
-            raise ValueError(f"delivered is {items}; expected a number from 0 on")
-        while True:
-            steps = self._plan.steps(world, cursor.delivered)
-            if items <= steps:
-                return Pass(self._plan.advance(cursor, items, world), begin.start)
-            items, cursor = items - steps, Cursor(cursor.epoch + 1)
-            if end is not None and cursor.epoch >= end:
-                raise ValueError(f"delivered is {items:,} more than the pass has")
+    def _cut(self) -> dict[str, int | str]:
+        """Return what tells how many positions of the order an item stands for."""
+        batch = 0 if self._yields_rows else int(self._plan.batch_size)
+        return {"batch": batch, "ranks": self._replicas.find().world_size, "remainder": self._plan.remainder}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on from a state, with exactly the rows of its epoch that were not delivered.
@@ -291,10 +285,23 @@ class StoreIterableDataset(IterableDataset[Any]):
         return Pass(*restore_state(state, self._source.fingerprint(), self._plan.order))
 
     def _restore_worker(self, state: Mapping[str, Any], worker: int, workers: int) -> tuple[Pass, int]:
+        """Return where a worker's pass began and how many items it gave, if it cut and dealt them as this one does."""
+        begin, taken = self._read_worker(state, worker, workers)
+        if any(state[name] != value for name, value in self._cut().items()):
+            raise StateError(
+                f"the state was saved with batch={state['batch']}, ranks={state['ranks']} and "
+                f"remainder={state['remainder']!r}, which this dataset does not have: "
+                "load the whole loader's state into the dataset, which goes on from it in batches of any size"
+            )
+        return begin, taken
+
+    def _read_worker(self, state: Mapping[str, Any], worker: int, workers: int) -> tuple[Pass, int]:
         fields = {name: state.get(name) for name in _WORKER_FIELDS}
         for name, found in fields.items():
             if type(found) is not int or found < 0:
                 raise StateError(f"the state has {name}={found!r}; expected a whole number from 0 on")
+        if not fields["ranks"] or state.get("remainder") not in REMAINDERS:
+            raise StateError(f"the state has ranks={fields['ranks']} and remainder={state.get('remainder')!r}")
         if (fields["worker"], fields["workers"]) != (worker, workers):
             raise StateError(
                 f"the state is of worker {fields['worker']} of {fields['workers']}, this is worker {worker} of "
@@ -313,16 +320,27 @@ class StoreIterableDataset(IterableDataset[Any]):
             more = int(state["_steps_since_snapshot"])
         except (KeyError, TypeError, ValueError):
             raise StateError("this is no state of a StatefulDataLoader over a StoreIterableDataset") from None
-        if self._yields_rows and len(states) > 1:
+        passes = [self._read_worker(each, i, len(states)) for i, each in enumerate(states)]
+        # Beside the items that they gave, their states must agree in everything.
+        if len({(begin, *(each[name] for name in _CUT)) for (begin, _), each in zip(passes, states, strict=True)}) != 1:
+            raise StateError("the workers' states in this state are of different passes")
+        begin, batch = passes[0][0], states[0]["batch"]
+        if not batch and len(states) > 1:
             raise StateError(
                 f"{len(states)} workers each filled batches of their own with single rows: which rows were delivered "
                 f"fits only {len(states)} workers again; load the state into a StatefulDataLoader with as many"
             )
-        passes = {self._restore_worker(each, i, len(states)) for i, each in enumerate(states)}
-        if len({begin for begin, _ in passes}) != 1:
-            raise StateError("the workers' states in this state are of different passes")
-        (begin, _), *_ = passes
-        return self._behind(begin, sum(int(each["taken"]) for each in states) + more)
+        if not batch and more:
+            raise StateError(
+                f"{more} batches of single rows were delivered since the loader's last snapshot, and it does not tell "
+                "how many rows these had: save with snapshot_every_n_steps=1, or load the state into a "
+                "StatefulDataLoader like the one that saved it"
+            )
+        cut = replace(self._plan, batch_size=batch or 1, remainder=states[0]["remainder"])
+        try:
+            return _behind(begin, sum(taken for _, taken in passes) + more, cut, states[0]["ranks"])
+        except ValueError as error:
+            raise StateError(f"the workers gave more than there is: {error}") from None
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass begin with an epoch. If it does already, nothing changes, also not a restored position.
@@ -382,3 +400,17 @@ class StoreMapDataset(Dataset[Any]):
 def open_rows(store: str | os.PathLike[str] | Streamable) -> Streamable:
     """Return what can be streamed: the store at a path, or what was given."""
     return store if isinstance(store, Streamable) else open_store(store)
+
+
+def _behind(begin: Pass, items: int, plan: Plan, world_size: int, end: int | None = None) -> Pass:
+    """Return where a pass, which may have an end, stands behind some items of all workers together."""
+    cursor = begin.cursor
+    if items < 0:
+        raise ValueError(f"delivered is {items}; expected a number from 0 on")
+    while True:
+        steps = plan.steps(world_size, cursor.delivered)
+        if items <= steps:
+            return Pass(plan.advance(cursor, items, world_size), begin.start)
+        items, cursor = items - steps, Cursor(cursor.epoch + 1)
+        if cursor.epoch == end or not plan.steps(world_size):
+            raise ValueError(f"delivered is {items:,} more than the pass has")
