@@ -193,10 +193,10 @@ class WindowShuffle:
         begin, end = self._lane_start(np.array([lane, lane + 1])).tolist()
         size = self._even_window()
         slot = int(sequence.slot(np.array([begin]))[0]) + number * size
-        slots = np.arange(slot, min(slot + size, len(self.sections)) + 1)
-        bounds = np.clip(sequence.start(slots), begin, end)
+        slots = np.array([slot, min(slot + size, len(self.sections))])
+        start, stop = np.clip(sequence.start(slots), begin, end).tolist()
         key = epoch_key(self.seed, epoch, f"lane {lane} window {number}")
-        return Window((epoch, lane, number), sequence, int(bounds[0]), int(bounds[-1]), key)
+        return Window((epoch, lane, number), sequence, start, stop, key)
 
 
 @dataclass(frozen=True)
