@@ -73,7 +73,7 @@ class Codec:
             stored += crc32c(stored).to_bytes(CHECKSUM_NBYTES, "little")
         return stored
 
-    def checksum(self, stored: bytes) -> int:
+    def checksum(self, stored: bytes | NDArray[np.uint8]) -> int:
         """Return what the checksum table holds for a chunk: the CRC32C of its stored bytes.
 
         That of a blosc chunk leaves out the CRC32C at its end: the CRC32C of any bytes with their own CRC32C
@@ -81,45 +81,44 @@ class Codec:
         """
         return crc32c(stored[:-CHECKSUM_NBYTES] if self.kind == "blosc" else stored)
 
-    def decode(self, stored: bytes, nbytes: int, out: NDArray[np.uint8] | None = None) -> bytes | NDArray[np.uint8]:
-        """Return the `nbytes` bytes of a chunk from its stored bytes, or put them into `out`.
+    def decode(self, stored: bytes | NDArray[np.uint8], nbytes: int, out: NDArray[np.uint8]) -> None:
+        """Put the `nbytes` bytes of a chunk into `out`, from its stored bytes.
 
         Raises:
-            ValueError: if they are damaged; `out` then holds anything.
+            ValueError: if they are damaged, or of another number; `out` then holds anything.
         """
         if self.kind == "blosc":
             stored, tail = stored[:-CHECKSUM_NBYTES], stored[-CHECKSUM_NBYTES:]
-            if crc32c(stored) != int.from_bytes(tail, "little"):
+            if crc32c(stored) != int.from_bytes(bytes(tail), "little"):
                 raise ValueError("the chunk's CRC32C does not match its bytes")
-        if out is not None and self._declared_nbytes(stored) == nbytes:
-            self._decompress(stored, out)
-            return out
-        decoded = stored if self.is_raw else self._decompress(stored)
-        if len(decoded) != nbytes:
-            raise ValueError(f"the {self.kind} chunk holds {len(decoded):,} bytes, expected {nbytes:,}")
-        if out is None:
-            return bytes(decoded)
-        out[:] = np.frombuffer(decoded, np.uint8)
-        return out
-
-    def _decompress(self, stored: bytes, out: NDArray[np.uint8] | None = None) -> Any:
+        decoded: Any = stored
         try:
-            return self._compressor.decode(stored, out)
+            if not self.is_raw and self._declared_nbytes(stored) == nbytes:
+                self._compressor.decode(stored, out)
+                return
+            # A compressor does not tell that it filled only a part of its buffer.
+            if not self.is_raw:
+                decoded = self._compressor.decode(stored)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise ValueError(f"the {self.kind} chunk does not decode: {error}") from error
+        if len(decoded) != nbytes:
+            raise ValueError(f"the {self.kind} chunk holds {len(decoded):,} bytes, expected {nbytes:,}")
+        out[:] = np.frombuffer(decoded, np.uint8)
 
-    def _declared_nbytes(self, stored: bytes) -> int | None:
-        """Return how many bytes a compressed chunk's header says it holds: a shorter one would not fill a buffer."""
+    def _declared_nbytes(self, stored: bytes | NDArray[np.uint8]) -> int | None:
+        """Return how many bytes a compressed chunk says that it holds; None if it does not say."""
         if self.kind == "blosc":
-            return int.from_bytes(stored[4:8], "little")
-        if self.kind == "zstd" and len(stored) > 5:
-            # RFC 8878, 3.1.1.1: the descriptor tells the sizes of the fields before the content's size, and its own.
-            descriptor = stored[4]
-            single = descriptor >> 5 & 1
-            begin = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
-            size = (single, 2, 4, 8)[descriptor >> 6]
-            return int.from_bytes(stored[begin : begin + size], "little") + (256 if size == 2 else 0) if size else None
-        return None
+            return int.from_bytes(bytes(stored[4:8]), "little") if len(stored) >= 16 else None
+        if len(stored) < 6:
+            return None
+        # RFC 8878, 3.1.1.1: the descriptor tells the sizes of the fields before the content's size, and its own.
+        descriptor = int(stored[4])
+        single = descriptor >> 5 & 1
+        begin = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+        size = (single, 2, 4, 8)[descriptor >> 6]
+        if not size:
+            return None
+        return int.from_bytes(bytes(stored[begin : begin + size]), "little") + (256 if size == 2 else 0)
 
     def zarr_codecs(self, itemsize: int) -> list[dict[str, Any]]:
         """Return the Zarr v3 codec chain of one chunk whose items have `itemsize` bytes."""

@@ -24,7 +24,16 @@ from shardstore.manifest import ColumnEntry
 from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
 from shardstore.schema import ColumnLayout
 from shardstore.selection import Rows
-from shardstore.shardfile import RESTORE, Footer, OpenShard, check_shards, open_shard, read_chunk, read_footer
+from shardstore.shardfile import (
+    RESTORE,
+    ChunkError,
+    Footer,
+    OpenShard,
+    check_shards,
+    open_shard,
+    read_chunks,
+    read_footer,
+)
 
 # Decoded chunks by column and number, shared by the columns of a store.
 ChunkCache = BoundedCache[tuple[str, int], NDArray[Any]]
@@ -200,6 +209,7 @@ class ChunkReader:
     slices_are_views = False
     _FOOTER_CACHE_NBYTES = 32 << 20
     _MAX_OPEN = 64  # of 1,024 descriptors that a process usually may have
+    _SPAN_CHUNKS = 8  # that are read at once and decoded by one thread
 
     def __init__(self, directory: Directory, entry: ColumnEntry, rows: int, chunks: ChunkCache) -> None:
         self._directory = directory
@@ -211,7 +221,7 @@ class ChunkReader:
         self._footers: BoundedCache[int, Footer] = BoundedCache(
             self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
         )
-        self._decoded = 0
+        self._decodes = 0
         self._counting = ForkSafeLock()
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
@@ -237,53 +247,74 @@ class ChunkReader:
 
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """Decode runs of rows into `out`, each chunk once: straight into its place where all of it is wanted."""
-        pieces: dict[int, list[tuple[int, int, int]]] = {}
+        layout = self._layout
+        # Whole chunks, side by side in one file: the first, one past the last, and where they go.
+        spans: list[tuple[int, int, int]] = []
+        parts: dict[int, list[tuple[int, int, int]]] = {}
         place = 0
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            for chunk, first, last in _runs(start, stop, self._layout.chunk_rows):
-                before = chunk * self._layout.chunk_rows
-                pieces.setdefault(chunk, []).append((first - before, last - before, place))
+            for chunk, first, last in _runs(start, stop, layout.chunk_rows):
+                before = chunk * layout.chunk_rows
+                if last - first < layout.chunk_rows:
+                    parts.setdefault(chunk, []).append((first - before, last - before, place))
+                elif first > start and self._can_follow(spans, chunk):
+                    spans[-1] = (spans[-1][0], chunk + 1, spans[-1][2])
+                else:
+                    spans.append((chunk, chunk + 1, place))
                 place += last - first
+        flat = out.reshape(-1).view(np.uint8)
 
-        def copy(item: tuple[int, list[tuple[int, int, int]]]) -> None:
-            chunk, parts = item
-            first, last, place = parts[0]
-            if last - first == self._layout.chunk_rows:
-                self._decode_into(chunk, out[place : place + last - first].reshape(-1).view(np.uint8))
-                return
+        def decode(span: tuple[int, int, int]) -> None:
+            first, last, place = span
+            begin = place * layout.field.row_nbytes
+            self._decode(range(first, last), flat[begin : begin + (last - first) * layout.chunk_nbytes])
+
+        def copy(chunk: int) -> None:
             decoded = self._chunk(chunk)  # its other rows are wanted in another window
-            for first, last, place in parts:
+            for first, last, place in parts[chunk]:
                 out[place : place + last - first] = decoded[first:last]
 
-        for_each(copy, list(pieces.items()))
+        for_each(decode, spans)
+        for_each(copy, list(parts))
+
+    def _can_follow(self, spans: list[tuple[int, int, int]], chunk: int) -> bool:
+        """Whether a chunk lies behind the last span in the same file, and there are not enough chunks in that."""
+        if not spans or not chunk % self._layout.slots:
+            return False
+        first, last, _ = spans[-1]
+        return last == chunk and chunk - first < self._SPAN_CHUNKS
 
     @property
     def chunks_decoded(self) -> int:
         """How many chunks were decoded since the column was opened."""
-        return self._decoded
+        return self._decodes
 
     def _chunk(self, chunk: int) -> NDArray[Any]:
-        return self._chunks.get((self._layout.field.name, chunk), lambda key: self._decode(chunk))
+        return self._chunks.get((self._layout.field.name, chunk), lambda key: self._decoded_chunk(chunk))
 
-    def _decode(self, chunk: int) -> NDArray[Any]:
+    def _decoded_chunk(self, chunk: int) -> NDArray[Any]:
         layout = self._layout
-        decoded = self._decode_into(chunk, None)
-        return np.frombuffer(decoded, layout.field.dtype).reshape(layout.chunk_rows, *layout.field.row_shape)
+        decoded = np.empty((layout.chunk_rows, *layout.field.row_shape), layout.field.dtype)
+        self._decode(range(chunk, chunk + 1), decoded.reshape(-1).view(np.uint8))
+        return decoded
 
-    def _decode_into(self, chunk: int, out: NDArray[np.uint8] | None) -> bytes | NDArray[np.uint8]:
+    def _decode(self, chunks: range, out: NDArray[np.uint8]) -> None:
+        """Decode chunks of one shard into the bytes `out`."""
         layout = self._layout
-        shard, slot = divmod(chunk, layout.slots)
+        shard, slot = divmod(chunks.start, layout.slots)
         file = self._files.get(shard, self._open_shard)
+        footer = self._footers.get(shard, lambda shard: self._read_footer(file.descriptor, shard))
         with self._counting:
-            self._decoded += 1
+            self._decodes += len(chunks)
         try:
-            footer = self._footers.get(shard, lambda shard: self._read_footer(file.descriptor, shard))
-            return read_chunk(file.descriptor, layout, footer, slot, out)
-        except ValueError as error:
+            read_chunks(file.descriptor, layout, footer, range(slot, slot + len(chunks)), out)
+        except ChunkError as error:
             path = self._directory.path / layout.shard_key(shard)
-            first = chunk * layout.chunk_rows
+            first = shard * layout.shard_rows + error.chunk * layout.chunk_rows
             last = min(first + layout.chunk_rows, self._rows) - 1
-            raise CorruptionError(f"{path}, chunk {slot} (rows {first:,} to {last:,}): {error}; {RESTORE}") from None
+            raise CorruptionError(
+                f"{path}, chunk {error.chunk} (rows {first:,} to {last:,}): {error}; {RESTORE}"
+            ) from None
 
     def _open_shard(self, shard: int) -> OpenShard:
         return OpenShard(self._directory, self._layout.shard_key(shard), int(self._entry.nbytes[shard]))

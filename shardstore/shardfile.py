@@ -280,20 +280,44 @@ class DamagedChunk:
     reason: str
 
 
-def read_chunk(
-    descriptor: int, layout: ColumnLayout, footer: Footer, chunk: int, out: NDArray[np.uint8] | None = None
-) -> bytes | NDArray[np.uint8]:
-    """Return the decoded bytes of one chunk of an open shard, or put them into `out`.
+class ChunkError(ValueError):
+    """A chunk whose bytes are not the ones that were written.
+
+    Attributes:
+        chunk: its number in the shard.
+    """
+
+    def __init__(self, chunk: int, reason: object) -> None:
+        super().__init__(str(reason))
+        self.chunk = chunk
+
+
+def read_chunk(descriptor: int, layout: ColumnLayout, footer: Footer, chunk: int) -> NDArray[np.uint8]:
+    """Return the decoded bytes of one chunk of an open shard; raise `ChunkError` if they are not what was written."""
+    out = np.empty(layout.chunk_nbytes, np.uint8)
+    read_chunks(descriptor, layout, footer, range(chunk, chunk + 1), out)
+    return out
+
+
+def read_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, chunks: range, out: NDArray[np.uint8]) -> None:
+    """Decode consecutive chunks of an open shard, one after the other, into the bytes `out`.
 
     Raises:
-        ValueError: if they are not what was written.
+        ChunkError: if the bytes of one are not what was written.
     """
-    begin, end = int(footer.bounds[chunk]), int(footer.bounds[chunk + 1])
-    stored = read_at(descriptor, end - begin, begin)
-    found, expected = layout.codec.checksum(stored), int(footer.checksums[chunk])
-    if found != expected:
-        raise ValueError(f"CRC32C is {found:08x}, expected {expected:08x}")
-    return layout.codec.decode(stored, layout.chunk_nbytes, out)
+    bounds = footer.bounds[chunks.start : chunks.stop + 1].tolist()
+    checksums = footer.checksums[chunks.start : chunks.stop].tolist()
+    stored = np.frombuffer(read_at(descriptor, bounds[-1] - bounds[0], bounds[0]), np.uint8)
+    codec, size = layout.codec, layout.chunk_nbytes
+    for i, chunk in enumerate(chunks):
+        part = stored[bounds[i] - bounds[0] : bounds[i + 1] - bounds[0]]
+        found = codec.checksum(part)
+        if found != checksums[i]:
+            raise ChunkError(chunk, f"CRC32C is {found:08x}, expected {checksums[i]:08x}")
+        try:
+            codec.decode(part, size, out[i * size : (i + 1) * size])
+        except ValueError as error:
+            raise ChunkError(chunk, error) from error
 
 
 def check_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, rows: int) -> Iterator[DamagedChunk | int]:

@@ -75,8 +75,9 @@ def read_shard(path: Path, layout: ColumnLayout, record: ShardRecord, rows: int)
     for chunk in range(layout.chunks_for(rows)):
         stored = data[int(footer.bounds[chunk]) : int(footer.bounds[chunk + 1])]
         part = out[chunk * layout.chunk_rows : (chunk + 1) * layout.chunk_rows]
-        decoded = layout.codec.decode(stored, layout.chunk_nbytes)
-        part[:] = np.frombuffer(decoded, layout.field.dtype).reshape(part.shape)
+        decoded = np.empty(layout.chunk_nbytes, np.uint8)
+        layout.codec.decode(stored, layout.chunk_nbytes, decoded)
+        part[:] = decoded.view(layout.field.dtype).reshape(part.shape)
     assert not any(out[rows:].tobytes())  # padding
     return out[:rows]
 
