@@ -96,6 +96,12 @@ def test_workers_do_not_tell_what_was_delivered(path: Path, workers: int, persis
     assert (state["epoch"], state["delivered"]) == (1, 384)
     with pytest.raises(ValueError, match="delivered is 1 more than the pass has"):
         dataset.state_dict(delivered=17)
+    # The same code is right without workers.
+    here = StoreIterableDataset(path, batch_size=64, shuffle=True)
+    list(here)
+    list(itertools.islice(here, 6))
+    assert here.state_dict(delivered=6) == here.state_dict() == state
+    assert here.state_dict(delivered=16)["delivered"] == ROWS
     other = StoreIterableDataset(path, batch_size=64, shuffle=True)
     other.load_state_dict(state)
     assert got + values(loader_over(other, workers)) == expected[1]

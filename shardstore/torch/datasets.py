@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shardstore.errors import StateError
-from shardstore.order import REMAINDERS, Cursor, Plan, Remainder, State, Turns, restore_state, save_state
+from shardstore.order import Cursor, Plan, Remainder, State, Turns, restore_state, save_state
 from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.store import open_store
 from shardstore.stream import (
@@ -30,12 +29,10 @@ from shardstore.table import Table
 from shardstore.torch.passes import Pass, PassCounter
 from shardstore.torch.replicas import ReplicaFinder, check_not_sharded_again
 from shardstore.torch.tensors import batch_tensors, to_tensor, transformed_tensors
+from shardstore.torch.worker_states import Share, is_of_worker, read_loader, read_worker
 
 # Rows in a row that one worker takes where the dataset yields single rows.
 _ROWS_OF_A_TURN = 256
-# What the state of a worker has beside that of a stream.
-_WORKER_FIELDS = ("worker", "workers", "taken", "batch", "ranks")
-_CUT = ("batch", "ranks", "remainder")
 
 
 class StoreIterableDataset(IterableDataset[Any]):
@@ -105,7 +102,9 @@ class StoreIterableDataset(IterableDataset[Any]):
         self._as_tuple = as_tuple
         self._with_rows = with_rows
         self._passes = PassCounter()
-        # Of the latest pass in this process: where it stands (None before its first item, and behind its last one).
+        # Of the latest pass in this process: where it began, and where it stands (None before its first item, and
+        # behind its last one).
+        self._begun: Pass | None = None
         self._standing: Pass | None = None
         # In a worker: its pass, and how many items it has given; a state to begin with.
         self._worker_pass: Pass | None = None
@@ -126,7 +125,7 @@ class StoreIterableDataset(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         check_not_sharded_again(self, self._replicas.find())
         if get_worker_info() is None:
-            self._standing = None
+            self._forget_pass()
             return self._pass_here()
         # Begun now and not at the first item: a DataLoader makes its workers' iterators when a pass begins.
         if self._resumed is None:
@@ -139,7 +138,7 @@ class StoreIterableDataset(IterableDataset[Any]):
 
     def _pass_here(self) -> Iterator[Any]:
         """Yield all items of a pass; what was delivered is counted before it is, in `_standing`."""
-        begin = self._passes.begin(self._epochs)
+        begin = self._begun = self._passes.begin(self._epochs)
         end = begin.end(self._epochs)
         cursor = begin.cursor
         world = self._replicas.settle().world_size
@@ -222,31 +221,26 @@ class StoreIterableDataset(IterableDataset[Any]):
         """
         info = get_worker_info()
         if info is not None and self._worker_pass is not None:
-            begin = self._worker_pass
-            worker = {"worker": info.id, "workers": info.num_workers, "taken": self._taken}
-            return {**self._save(begin), **worker, **self._cut()}
-        standing = self._standing
-        if standing is None:
-            standing = self._passes.next()
+            return self._share(info.id, info.num_workers, self._taken).add_to(self._save(self._worker_pass))
         begun = self._passes.latest_in_workers()
         if delivered is not None:
-            begin = begun or standing
-            standing = _behind(begin, delivered, self._plan, self._replicas.find().world_size, begin.end(self._epochs))
-        elif begun is not None:
+            begin = begun or self._begun or self._passes.next()
+            world_size = self._replicas.find().world_size
+            return self._save(_behind(begin, delivered, self._plan, world_size, begin.end(self._epochs)))
+        if begun is not None:
             raise StateError(
                 "a DataLoader's workers made the latest pass, and it does not tell how many of their batches were "
                 "delivered: pass that number, state_dict(delivered=…), or use StoreLoader or torchdata's "
                 "StatefulDataLoader, which count"
             )
-        return self._save(standing)
+        return self._save(self._standing or self._passes.next())
 
     def _save(self, standing: Pass) -> State:
         return save_state(self._source.fingerprint(), self._plan.order, standing.cursor, standing.start)
 
-    def _cut(self) -> dict[str, int | str]:
-        """Return what tells how many positions of the order an item stands for."""
+    def _share(self, worker: int, workers: int, taken: int) -> Share:
         batch = 0 if self._yields_rows else int(self._plan.batch_size)
-        return {"batch": batch, "ranks": self._replicas.find().world_size, "remainder": self._plan.remainder}
+        return Share(worker, workers, taken, batch, self._replicas.find().world_size, self._plan.remainder)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on from a state, with exactly the rows of its epoch that were not delivered.
@@ -261,23 +255,22 @@ class StoreIterableDataset(IterableDataset[Any]):
         if not isinstance(state, Mapping):
             raise StateError(f"a state is a dict as state_dict() returns it, found a {type(state).__name__}")
         info = get_worker_info()
-        if info is not None and set(_WORKER_FIELDS) & state.keys():
+        taken = 0
+        if info is not None and is_of_worker(state):
             begin, taken = self._restore_worker(state, info.id, info.num_workers)
-            self._resumed = begin, taken
-            self._worker_pass, self._taken = begin, taken
-            return
-        if "_snapshot" in state or "dataset_state" in state:
+        elif "_snapshot" in state:
             begin = self._restore_loader(state)
         else:
-            begin = self._restore(state)
-        if info is not None:
-            self._resumed, self._worker_pass, self._taken = (begin, 0), begin, 0
-            return
-        self._standing = None
-        self._passes.set_next(begin)
+            begin = self._restore(state.get("dataset_state", state))
+        if info is None:
+            self._forget_pass()
+            self._passes.set_next(begin)
+        else:
+            self._resumed = begin, taken
+            self._worker_pass, self._taken = begin, taken
 
     def _restore(self, state: Mapping[str, Any]) -> Pass:
-        if set(_WORKER_FIELDS) & state.keys():
+        if isinstance(state, Mapping) and is_of_worker(state):
             raise StateError(
                 f"this is the state of worker {state.get('worker')} of {state.get('workers')} alone: "
                 "load the state of their StatefulDataLoader"
@@ -286,59 +279,21 @@ class StoreIterableDataset(IterableDataset[Any]):
 
     def _restore_worker(self, state: Mapping[str, Any], worker: int, workers: int) -> tuple[Pass, int]:
         """Return where a worker's pass began and how many items it gave, if it cut and dealt them as this one does."""
-        begin, taken = self._read_worker(state, worker, workers)
-        if any(state[name] != value for name, value in self._cut().items()):
+        share, begin = read_worker(state, worker, workers)
+        if share != self._share(worker, workers, share.taken):
             raise StateError(
-                f"the state was saved with batch={state['batch']}, ranks={state['ranks']} and "
-                f"remainder={state['remainder']!r}, which this dataset does not have: "
-                "load the whole loader's state into the dataset, which goes on from it in batches of any size"
+                f"the state was saved with batch={share.batch}, ranks={share.ranks} and remainder={share.remainder!r}, "
+                "which this dataset does not have: load the whole loader's state into the dataset, which goes on from "
+                "it in batches of any size"
             )
-        return begin, taken
-
-    def _read_worker(self, state: Mapping[str, Any], worker: int, workers: int) -> tuple[Pass, int]:
-        fields = {name: state.get(name) for name in _WORKER_FIELDS}
-        for name, found in fields.items():
-            if type(found) is not int or found < 0:
-                raise StateError(f"the state has {name}={found!r}; expected a whole number from 0 on")
-        if not fields["ranks"] or state.get("remainder") not in REMAINDERS:
-            raise StateError(f"the state has ranks={fields['ranks']} and remainder={state.get('remainder')!r}")
-        if (fields["worker"], fields["workers"]) != (worker, workers):
-            raise StateError(
-                f"the state is of worker {fields['worker']} of {fields['workers']}, this is worker {worker} of "
-                f"{workers}: load the whole loader's state into the dataset, which takes it for any number of workers"
-            )
-        rest = {name: value for name, value in state.items() if name not in _WORKER_FIELDS}
-        return self._restore(rest), int(state["taken"])
+        return self._restore(begin), share.taken
 
     def _restore_loader(self, state: Mapping[str, Any]) -> Pass:
         """Return where a StatefulDataLoader stood."""
-        if "dataset_state" in state:
-            return self._restore(state["dataset_state"])
+        share, begin = read_loader(state)
+        plan = Plan(self._plan.order, share.batch or 1, share.remainder)
         try:
-            snapshots = state["_snapshot"]["_worker_snapshots"]
-            states = [snapshots[f"worker_{i}"]["dataset_state"] for i in range(len(snapshots))]
-            more = int(state["_steps_since_snapshot"])
-        except (KeyError, TypeError, ValueError):
-            raise StateError("this is no state of a StatefulDataLoader over a StoreIterableDataset") from None
-        passes = [self._read_worker(each, i, len(states)) for i, each in enumerate(states)]
-        # Beside the items that they gave, their states must agree in everything.
-        if len({(begin, *(each[name] for name in _CUT)) for (begin, _), each in zip(passes, states, strict=True)}) != 1:
-            raise StateError("the workers' states in this state are of different passes")
-        begin, batch = passes[0][0], states[0]["batch"]
-        if not batch and len(states) > 1:
-            raise StateError(
-                f"{len(states)} workers each filled batches of their own with single rows: which rows were delivered "
-                f"fits only {len(states)} workers again; load the state into a StatefulDataLoader with as many"
-            )
-        if not batch and more:
-            raise StateError(
-                f"{more} batches of single rows were delivered since the loader's last snapshot, and it does not tell "
-                "how many rows these had: save with snapshot_every_n_steps=1, or load the state into a "
-                "StatefulDataLoader like the one that saved it"
-            )
-        cut = replace(self._plan, batch_size=batch or 1, remainder=states[0]["remainder"])
-        try:
-            return _behind(begin, sum(taken for _, taken in passes) + more, cut, states[0]["ranks"])
+            return _behind(self._restore(begin), share.taken, plan, share.ranks)
         except ValueError as error:
             raise StateError(f"the workers gave more than there is: {error}") from None
 
@@ -350,7 +305,10 @@ class StoreIterableDataset(IterableDataset[Any]):
         check_not_sharded_again(self, self._replicas.find())
         if check_epoch(epoch) != self._passes.next().cursor.epoch:
             self._passes.set_next(Pass(Cursor(int(epoch)), int(epoch)))
-            self._standing = None
+            self._forget_pass()
+
+    def _forget_pass(self) -> None:
+        self._begun = self._standing = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_source"}
