@@ -172,12 +172,12 @@ class BatchStream:
         self._world_size = reading.replica.world_size
         self._reading: Reading | None = reading
         self._transform = transform
-        self._cursor = Cursor()
+        # Where the stream last began to deliver, and how many steps it has delivered since.
+        self._begin = Cursor()
+        self._steps = 0
         # The epoch with which the current pass began, and the iterator that is making it.
         self._pass_start = 0
         self._pass = object()
-        # Whether the cursor came here by delivering the batch before it.
-        self._has_delivered = False
 
     @property
     def plan(self) -> Plan:
@@ -187,7 +187,7 @@ class BatchStream:
     @property
     def epoch(self) -> int:
         """The epoch that the next batch belongs to."""
-        return self._cursor.epoch
+        return self._begin.epoch
 
     def __len__(self) -> int:
         """Return the exact number of batches of one epoch on this rank; every rank has as many."""
@@ -195,36 +195,35 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[Any]:
         self._pass = current = object()
-        if self._has_delivered and not self._steps_left():
-            self._end_epoch()  # its last batch was delivered, and nobody asked for one more
+        if self._steps and not self._plan.steps(self._world_size, self._cursor().delivered):
+            self._go_to(Cursor(self.epoch + 1))  # its last batch was delivered, and nobody asked for one more
         pass_end = None if self._epochs is None else self._pass_start + self._epochs
-        if pass_end is not None and self._cursor.epoch >= pass_end:
-            self._pass_start, pass_end = self._cursor.epoch, self._cursor.epoch + (self._epochs or 1)
-        while pass_end is None or self._cursor.epoch < pass_end:
+        if pass_end is not None and self.epoch >= pass_end:
+            self._pass_start, pass_end = self.epoch, self.epoch + (self._epochs or 1)
+        while pass_end is None or self.epoch < pass_end:
             yield from self._rest_of_epoch(current)
-            self._end_epoch()
+            self._go_to(Cursor(self.epoch + 1))
 
     def _rest_of_epoch(self, current: object) -> Iterator[Any]:
-        begin = self._cursor
-        for step, item in enumerate(self._items(self._open(), begin)):
-            self._cursor = self._plan.advance(begin, step + 1, self._world_size)
-            self._has_delivered = True
+        self._go_to(self._cursor())
+        for item in self._items(self._open(), self._begin):
+            self._steps += 1
             yield item
             self._open()  # it may have been closed since
             if self._pass is not current:
                 raise RuntimeError("another pass over this stream has begun; only the latest one goes on")
 
+    def _cursor(self) -> Cursor:
+        """Return where the stream stands."""
+        return self._plan.advance(self._begin, self._steps, self._world_size)
+
+    def _go_to(self, cursor: Cursor) -> None:
+        self._begin, self._steps = cursor, 0
+
     def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
         """Yield the rest of an epoch as it is delivered."""
         for batch in reading.batches(cursor):
             yield batch if self._transform is None else self._transform(batch)
-
-    def _steps_left(self) -> int:
-        return self._plan.steps(self._world_size, self._cursor.delivered)
-
-    def _end_epoch(self) -> None:
-        self._cursor = Cursor(self._cursor.epoch + 1)
-        self._has_delivered = False
 
     def _open(self) -> Reading:
         if self._reading is None:
@@ -237,7 +236,7 @@ class BatchStream:
         The state is the same on every rank after the same number of steps. It can be restored on a stream of another
         batch size, remainder or world size, over the same rows in the same order.
         """
-        return save_state(self._open().source.fingerprint(), self._plan.order, self._cursor, self._pass_start)
+        return save_state(self._open().source.fingerprint(), self._plan.order, self._cursor(), self._pass_start)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: the next pass gives exactly the rows of its epoch that were not delivered.
@@ -245,8 +244,8 @@ class BatchStream:
         Raises:
             StateError: if the state is incomplete, or of another store, selection of rows, seed, shuffle or version.
         """
-        self._cursor, self._pass_start = restore_state(state, self._open().source.fingerprint(), self._plan.order)
-        self._has_delivered = False
+        cursor, self._pass_start = restore_state(state, self._open().source.fingerprint(), self._plan.order)
+        self._go_to(cursor)
         self._pass = object()
 
     def set_epoch(self, epoch: int) -> None:
@@ -254,9 +253,9 @@ class BatchStream:
 
         So a training loop may call it at the top of every epoch, also of the one that it resumes.
         """
-        if check_epoch(epoch) != self._cursor.epoch:
-            self._cursor, self._pass_start = Cursor(int(epoch)), int(epoch)
-            self._has_delivered = False
+        if check_epoch(epoch) != self.epoch:
+            self._go_to(Cursor(int(epoch)))
+            self._pass_start = int(epoch)
             self._pass = object()
 
     def close(self) -> None:

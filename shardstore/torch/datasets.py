@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +34,14 @@ from shardstore.torch.worker_states import Share, is_of_worker, read_loader, rea
 
 # Rows in a row that one worker takes where the dataset yields single rows.
 _ROWS_OF_A_TURN = 256
+
+
+@dataclass
+class _Progress:
+    """Where an epoch of a pass began, and how many items of it were delivered since."""
+
+    begin: Pass
+    items: int = 0
 
 
 class StoreIterableDataset(IterableDataset[Any]):
@@ -102,10 +111,10 @@ class StoreIterableDataset(IterableDataset[Any]):
         self._as_tuple = as_tuple
         self._with_rows = with_rows
         self._passes = PassCounter()
-        # Of the latest pass in this process: where it began, and where it stands (None before its first item, and
-        # behind its last one).
+        # Of the latest pass in this process: where it began, and how far it has come (None before the first item and
+        # behind the last one).
         self._begun: Pass | None = None
-        self._standing: Pass | None = None
+        self._progress: _Progress | None = None
         # In a worker: its pass, and how many items it has given; a state to begin with.
         self._worker_pass: Pass | None = None
         self._taken = 0
@@ -137,18 +146,19 @@ class StoreIterableDataset(IterableDataset[Any]):
         return self._pass_of_worker(begin)
 
     def _pass_here(self) -> Iterator[Any]:
-        """Yield all items of a pass; what was delivered is counted before it is, in `_standing`."""
+        """Yield all items of a pass; each is counted before it is delivered."""
         begin = self._begun = self._passes.begin(self._epochs)
         end = begin.end(self._epochs)
         cursor = begin.cursor
-        world = self._replicas.settle().world_size
         while end is None or cursor.epoch < end:
-            for taken, item in enumerate(self._items(cursor, Turns(), 0)):
-                self._standing = Pass(self._plan.advance(cursor, taken + 1, world), begin.start)
+            progress = _Progress(Pass(cursor, begin.start))
+            for item in self._items(cursor, Turns(), 0):
+                progress.items += 1
+                self._progress = progress  # of passes side by side, the one that delivers
                 yield item
             cursor = Cursor(cursor.epoch + 1)
-            self._standing = Pass(cursor, begin.start)
-        self._standing = None
+            self._progress = _Progress(Pass(cursor, begin.start))
+        self._progress = None
 
     def _pass_of_worker(self, begin: Pass) -> Iterator[Any]:
         """Yield this worker's items of a pass, behind those that it has already given."""
@@ -224,16 +234,20 @@ class StoreIterableDataset(IterableDataset[Any]):
             return self._share(info.id, info.num_workers, self._taken).add_to(self._save(self._worker_pass))
         begun = self._passes.latest_in_workers()
         if delivered is not None:
-            begin = begun or self._begun or self._passes.next()
+            first = begun or self._begun or self._passes.next()
             world_size = self._replicas.find().world_size
-            return self._save(_behind(begin, delivered, self._plan, world_size, begin.end(self._epochs)))
+            return self._save(_behind(first, delivered, self._plan, world_size, first.end(self._epochs)))
         if begun is not None:
             raise StateError(
                 "a DataLoader's workers made the latest pass, and it does not tell how many of their batches were "
                 "delivered: pass that number, state_dict(delivered=…), or use StoreLoader or torchdata's "
                 "StatefulDataLoader, which count"
             )
-        return self._save(self._standing or self._passes.next())
+        progress = self._progress
+        if progress is None:
+            return self._save(self._passes.next())
+        cursor = self._plan.advance(progress.begin.cursor, progress.items, self._replicas.find().world_size)
+        return self._save(Pass(cursor, progress.begin.start))
 
     def _save(self, standing: Pass) -> State:
         return save_state(self._source.fingerprint(), self._plan.order, standing.cursor, standing.start)
@@ -308,7 +322,7 @@ class StoreIterableDataset(IterableDataset[Any]):
             self._forget_pass()
 
     def _forget_pass(self) -> None:
-        self._begun = self._standing = None
+        self._begun = self._progress = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_source"}
