@@ -22,18 +22,30 @@ from shardstore.selection import Rows, Selection
 from shardstore.strata import Strata, apportion
 
 SPLIT_VERSION = 1
-# Rows are shuffled within blocks of this many only, so that a part that is read in order reads the files nearly so.
-BLOCK_ROWS = 4096
-# Above this, products of block numbers would not fit into int64.
 MAX_ROWS = 1 << 43
 
-_HALF_BITS = 6
+# Half the bits of a place in a block: blocks have 256 rows, or 4,096 where their numbers would pass 31 bits, so that
+# products of these fit into int64.
+_SMALL_HALF, _LARGE_HALF = 4, 6
 _ROUNDS = 6
 # Two primes of xxHash.
 _MULTIPLIERS = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 # More than rounding can do to a block's number, as a float below 2**31, and less than the least distance of a whole
 # number from a fraction that is to be rounded up to it.
 _SLACK = 2.0**-16
+
+
+def block_rows(count: int) -> int:
+    """Return within how many rows a split shuffles.
+
+    Few, so that who reads a part in order reads the files nearly in order, and a chunk is needed by few positions of
+    a part, which are neighbours: also where the part is shuffled window by window.
+    """
+    return 1 << 2 * _half_bits(count)
+
+
+def _half_bits(count: int) -> int:
+    return _SMALL_HALF if count < 1 << (31 + 2 * _SMALL_HALF) else _LARGE_HALF
 
 
 def part_sizes(count: int, shares: Mapping[str, float | int]) -> dict[str, int]:
@@ -109,9 +121,13 @@ class Part:
         return f"part {SPLIT_VERSION} {self.count} {self.left} {self.is_left} {self.key.hex()}"
 
     @property
+    def _block_rows(self) -> int:
+        return block_rows(self.count)
+
+    @property
     def _blocks(self) -> int:
         """How many full blocks there are."""
-        return self.count // BLOCK_ROWS
+        return self.count // self._block_rows
 
     @property
     def _left_in_tail(self) -> int:
@@ -120,19 +136,19 @@ class Part:
         Never more than the left part has, nor less than the full blocks leave: either would take a share that is
         further from a whole number than a half.
         """
-        return (2 * self.left * (self.count % BLOCK_ROWS) + self.count) // (2 * self.count)
+        return (2 * self.left * (self.count % self._block_rows) + self.count) // (2 * self.count)
 
     def resolve(self, positions: Rows) -> Rows:
         """Return the rows, int64 in `[0, count)`, at int64 positions of this part that are known to be in range."""
         if not len(positions):
             return np.empty(0, np.int64)
-        tail, left_in_tail = self.count % BLOCK_ROWS, self._left_in_tail
+        tail, left_in_tail = self.count % self._block_rows, self._left_in_tail
         inside = len(self) - (left_in_tail if self.is_left else tail - left_in_tail)
         behind = np.flatnonzero(positions >= inside)
         if not len(behind):
             return self._in_full_blocks(positions, inside)
         places = positions[behind] - inside + (0 if self.is_left else left_in_tail)
-        last = permute(tail, self.key, places) + self._blocks * BLOCK_ROWS
+        last = permute(tail, self.key, places) + self._blocks * self._block_rows
         if len(behind) == len(positions):
             return last
         rows = self._in_full_blocks(np.minimum(positions, inside - 1), inside)
@@ -148,14 +164,14 @@ class Part:
         places = positions - self._before(blocks)
         if not self.is_left:
             places += self._left_before(blocks + 1) - self._left_before(blocks)
-        rows = _shuffled(blocks, places, self.key)
-        rows += blocks * BLOCK_ROWS
+        rows = _shuffled(blocks, places, self.key, _half_bits(self.count))
+        rows += blocks * self._block_rows
         return rows
 
     def _before(self, blocks: Rows) -> Rows:
         """Return how many rows of this part lie before full blocks."""
         before = self._left_before(blocks)
-        return before if self.is_left else blocks * BLOCK_ROWS - before
+        return before if self.is_left else blocks * self._block_rows - before
 
     def _left_before(self, blocks: Rows) -> Rows:
         # ⌊b · rows / blocks⌋, of which the product alone would be too large.
@@ -163,21 +179,21 @@ class Part:
         return blocks * quotient + blocks * remainder // self._blocks
 
 
-def _shuffled(blocks: Rows, places: Rows, key: bytes) -> Rows:
-    """Return where the permutation of each block takes a place in it: a Feistel network over 64 · 64."""
+def _shuffled(blocks: Rows, places: Rows, key: bytes, half_bits: int) -> Rows:
+    """Return where the permutation of each block takes a place in it: a Feistel network over two halves."""
     seeds = (hash_rows(blocks, key) >> np.uint64(32)).astype(np.uint32)
-    left = (places >> _HALF_BITS).astype(np.uint32)
-    right = places.astype(np.uint32) & np.uint32((1 << _HALF_BITS) - 1)
+    left = (places >> half_bits).astype(np.uint32)
+    right = places.astype(np.uint32) & np.uint32((1 << half_bits) - 1)
     for round_key in np.frombuffer(key, "<u4")[4 : 4 + _ROUNDS]:
         hashed = right + seeds
         hashed += round_key
         hashed *= _MULTIPLIERS[0]
         hashed ^= hashed >> np.uint32(15)
         hashed *= _MULTIPLIERS[1]
-        hashed >>= np.uint32(32 - _HALF_BITS)
+        hashed >>= np.uint32(32 - half_bits)
         left ^= hashed
         left, right = right, left
-    left <<= np.uint32(_HALF_BITS)
+    left <<= np.uint32(half_bits)
     left |= right
     return left.astype(np.int64)
 

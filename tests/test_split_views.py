@@ -19,10 +19,10 @@ import shardstore
 from shardstore import parts
 from shardstore.hashing import key_of
 from shardstore.parts import (
-    BLOCK_ROWS,
     MAX_ROWS,
     SPLIT_VERSION,
     Part,
+    block_rows,
     part_sizes,
     split_by_group,
     split_by_value,
@@ -31,7 +31,8 @@ from shardstore.parts import (
 from shardstore.selection import Selection, normalize
 
 KEY = key_of("test")
-HARD = (0, 1, 2, 4095, 4096, 4097, 8191, 8192, 8193)
+BLOCK_ROWS = block_rows(0)  # of all but huge tables
+HARD = (0, 1, 2, 255, 256, 257, 511, 512, 513, 8192)
 ROWS = 10_001
 ARRAYS = {
     "x": np.random.default_rng(0).random((ROWS, 3)).astype(np.float32),
@@ -91,7 +92,8 @@ def test_every_row_is_in_one_of_two_parts(count: int, data: st.DataObject, key: 
 
 
 @given(
-    st.sampled_from([10**12, 10**12 - 1, 10**12 // 4096 * 4096, MAX_ROWS]) | st.integers(10**6, MAX_ROWS),
+    st.sampled_from([10**12, 10**12 - 1, 10**12 // 4096 * 4096, MAX_ROWS, 2**39 - 1, 2**39, 2**39 + 1])
+    | st.integers(10**6, MAX_ROWS),
     st.data(),
 )
 def test_whole_blocks_of_huge_tables(count: int, data: st.DataObject) -> None:
@@ -100,7 +102,8 @@ def test_whole_blocks_of_huge_tables(count: int, data: st.DataObject) -> None:
         st.sampled_from([1, count // 10**6, count // 3, count // 10 * 9, count - 1]) | st.integers(0, count)
     )
     halves = both(count, left)
-    blocks, tail = divmod(count, BLOCK_ROWS)
+    size = block_rows(count)
+    blocks, tail = divmod(count, size)
     left_in_tail = halves[0]._left_in_tail
     assert abs(Fraction(left * tail, count) - left_in_tail) < 1
     inside = left - left_in_tail
@@ -109,12 +112,12 @@ def test_whole_blocks_of_huge_tables(count: int, data: st.DataObject) -> None:
     begin, end = (b * inside // blocks for b in (block, block + 1))
     rows = [
         halves[0].resolve(np.arange(begin, end)),
-        halves[1].resolve(np.arange(block * BLOCK_ROWS - begin, (block + 1) * BLOCK_ROWS - end)),
+        halves[1].resolve(np.arange(block * size - begin, (block + 1) * size - end)),
     ]
-    assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(BLOCK_ROWS) + block * BLOCK_ROWS)
+    assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(size) + block * size)
     in_tail = (left_in_tail, tail - left_in_tail)
     last = [half.resolve(np.arange(len(half) - n, len(half))) for half, n in zip(halves, in_tail, strict=True)]
-    assert np.array_equal(np.sort(np.concatenate(last)), np.arange(blocks * BLOCK_ROWS, count))
+    assert np.array_equal(np.sort(np.concatenate(last)), np.arange(blocks * size, count))
 
 
 def test_too_many_rows_are_refused() -> None:
@@ -146,7 +149,9 @@ def defects(count: int, left: int, key: bytes) -> list[str]:
     member = np.zeros((blocks, BLOCK_ROWS), bool)
     member.ravel()[rows] = True
     for name, pairs in (("blocks", member[1:] & member[:-1]), ("rows", member[:, 1:] & member[:, :-1])):
-        if abs(pairs.mean() - share**2) > 6 * math.sqrt(share**2 * (1 - share**2) / pairs.size):
+        # Of one block without replacement, of two blocks independent.
+        both = share**2 if name == "blocks" else share * (share * BLOCK_ROWS - 1) / (BLOCK_ROWS - 1)
+        if abs(pairs.mean() - both) > 6 * math.sqrt(share**2 * (1 - share**2) / pairs.size):
             found.append(f"neighbouring {name}")
     # The order within a block is random, too.
     steps = np.diff(offsets) > 0
@@ -158,18 +163,20 @@ def defects(count: int, left: int, key: bytes) -> list[str]:
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("seed", range(3))
 def test_which_rows_are_in_a_part_is_random(share: float, seed: int) -> None:
-    count = 1000 * BLOCK_ROWS
+    count = 16_000 * BLOCK_ROWS
     assert defects(count, int(count * share), key_of(str(seed))) == []
 
 
 def test_the_checks_find_what_is_not_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    count = 1000 * BLOCK_ROWS
+    count = 16_000 * BLOCK_ROWS
     good = parts._shuffled
     bad: dict[str, Any] = {
-        "as they are": lambda blocks, places, key: places,
-        "all blocks alike": lambda blocks, places, key: good(blocks * 0, places, key),
-        "a progression": lambda blocks, places, key: (places * 1597 + blocks * 31) % BLOCK_ROWS,
-        "pairs stay together": lambda blocks, places, key: good(blocks, places >> 1, key) // 2 * 2 + places % 2,
+        "as they are": lambda blocks, places, key, bits: places,
+        "all blocks alike": lambda blocks, places, key, bits: good(blocks * 0, places, key, bits),
+        "a progression": lambda blocks, places, key, bits: (places * 97 + blocks * 31) % BLOCK_ROWS,
+        "pairs stay together": lambda blocks, places, key, bits: (
+            good(blocks, places >> 1, key, bits) // 2 * 2 + places % 2
+        ),
     }
     for name, shuffled in bad.items():
         monkeypatch.setattr(parts, "_shuffled", shuffled)
@@ -476,17 +483,17 @@ def test_empty_tables_have_empty_parts(store: shardstore.Store) -> None:
 # Splits are promises. If these change, SPLIT_VERSION must change.
 GOLDEN: dict[tuple[int, int], list[list[int]]] = {
     (10, 0): [[7, 5, 9, 2, 0], [1, 1, 3, 3, 4], [6, 6, 6, 6, 8]],
-    (4096, 0): [[2194, 3347, 155, 2644, 3424], [3691, 3656, 3467, 3590, 1455], [3584, 455, 2947, 2250, 1320]],
-    (10000, 0): [[2194, 2527, 6698, 7218, 8919], [7307, 2534, 3132, 2577, 9681], [6574, 1175, 5182, 4303, 8435]],
+    (4096, 0): [[134, 976, 1966, 2834, 3902], [210, 1503, 2178, 3553, 3757], [360, 748, 1853, 2882, 4010]],
+    (10000, 0): [[134, 2356, 4996, 7627, 9998], [210, 2148, 4926, 7242, 9800], [360, 2316, 4646, 7449, 9927]],
     (10000, 1180591620717411303424): [
-        [3509, 780, 5860, 6453, 9521],
-        [1726, 116, 1238, 351, 8357],
-        [5442, 3330, 2629, 3893, 9621],
+        [151, 2515, 4874, 7672, 9992],
+        [485, 2321, 4848, 7415, 9810],
+        [172, 2303, 4628, 7439, 9854],
     ],
     (1000000000000, -1): [
         [3438, 250000000102, 500000000278, 750000000129, 999999999418],
-        [4541, 250000006332, 499999998398, 749999998388, 999999996799],
-        [6973, 250000006212, 500000002305, 749999997019, 999999996534],
+        [986, 250000001142, 499999999817, 750000000134, 999999998496],
+        [1782, 250000001212, 499999999635, 749999998613, 999999997076],
     ],
 }
 GOLDEN_BY_VALUE: list[list[int]] = [[0, 2, 4, 5, 6, 13, 15, 17, 18, 19], [1, 3, 8, 10, 12, 14], [7, 9, 11, 16]]
