@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
 
 
-def in_background(make: Callable[[], Iterable[_Item]], ahead: int) -> Iterator[_Item]:
+def in_background(make: Callable[[], Iterable[_Item]], ahead: int) -> Generator[_Item, None, None]:
     """Yield the items of `make()`, which a thread makes while the consumer works.
 
     What it raises is raised here, in its turn. The thread begins with the first item that is asked for, and has ended
@@ -20,14 +21,19 @@ def in_background(make: Callable[[], Iterable[_Item]], ahead: int) -> Iterator[_
         make: called in the thread.
         ahead: how many items may wait for the consumer.
     """
+    process = os.getpid()
     handover: _Handover[_Item] = _Handover(ahead)
     thread = threading.Thread(target=handover.fill, args=(make,), name="shardstore-loader", daemon=True)
     thread.start()
     try:
-        yield from handover.items()
+        for item in handover.items():
+            yield item
+            if os.getpid() != process:
+                raise RuntimeError("this iterator's thread is in the process that was forked; begin a new pass here")
     finally:
-        handover.stop()
-        thread.join()
+        if os.getpid() == process:
+            handover.stop()
+            thread.join()
 
 
 class _Handover(Generic[_Item]):

@@ -99,7 +99,7 @@ class Codec:
             # A compressor does not tell that it filled only a part of its buffer.
             if not self.is_raw:
                 decoded = self._compressor.decode(stored)
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except (RuntimeError, ValueError, MemoryError, SystemError) as error:
             raise ValueError(f"the {self.kind} chunk does not decode: {error}") from error
         if len(decoded) != nbytes:
             raise ValueError(f"the {self.kind} chunk holds {len(decoded):,} bytes, expected {nbytes:,}")

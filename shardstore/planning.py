@@ -7,15 +7,19 @@ from typing import Literal
 
 import numpy as np
 
-from shardstore.order import FullShuffle, Order, Sections, Sequential, WindowShuffle
+from shardstore.order import FullShuffle, Order, Sections, Sequential, WindowShuffle, check_int
 from shardstore.schema import ColumnLayout, parse_bytes
 from shardstore.selection import Selection
 
 Shuffle = bool | Literal["full", "window"]
 SHUFFLES: tuple[Shuffle, ...] = (False, True, "full", "window")
 WINDOW_BYTES = "64MiB"
+# A state has to stay small.
+MAX_SEED_BITS = 512
 # Fewer sections than this in a window would be badly mixed.
 MIN_SECTIONS = 16
+# The rows of a view that do not follow each other share chunks with their neighbours: the longer the sections, the fewer.
+SCATTERED_SECTION_ROWS = 1024
 
 
 def choose_order(
@@ -42,9 +46,11 @@ def choose_order(
     Raises:
         ValueError, TypeError: if an argument makes no sense.
     """
-    for name, value in (("seed", seed), ("lanes", lanes)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
+    lanes = check_int("lanes", lanes)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed is a {type(seed).__name__}; expected an int")
+    if int(seed).bit_length() > MAX_SEED_BITS:
+        raise ValueError(f"seed has {int(seed).bit_length():,} bits; expected at most {MAX_SEED_BITS}")
     if not isinstance(shuffle, bool | str) or shuffle not in SHUFFLES:
         raise ValueError(f"shuffle is {shuffle!r}; expected one of {', '.join(map(repr, SHUFFLES))}")
     if lanes < 1:
@@ -67,7 +73,9 @@ def choose_order(
     # leave few sections in a window, sections are as short as the wide columns' chunks, and narrow ones are cached.
     mixed = 1 << (max(1, window_rows // MIN_SECTIONS).bit_length() - 1)
     section_rows = min(max(chunk_rows), max(min(chunk_rows), mixed))
-    window = max(1, window_rows // section_rows // int(lanes))
+    if not selection.is_contiguous:
+        section_rows = max(section_rows, min(mixed, SCATTERED_SECTION_ROWS))
+    window = max(1, window_rows // section_rows // lanes)
     # Elsewhere than in a row the view's rows have no chunks of their own; neighbours in the view stay together.
     missing = selection.start % section_rows if selection.is_contiguous else 0
-    return WindowShuffle(Sections(len(selection), section_rows, missing), window, int(seed), int(lanes))
+    return WindowShuffle(Sections(len(selection), section_rows, missing), window, int(seed), lanes)

@@ -18,6 +18,7 @@ from shardstore.mapping import CannotMapError
 from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, ChunkReader, Reader, open_reader
 from shardstore.schema import ColumnLayout, Field
 from shardstore.selection import Rows, Selection
+from shardstore.stream import Streamable
 from shardstore.table import Table
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     store = Store(path)
     store.files.load()  # an error belongs here, not to the first read
     return store
+
+
+def open_rows(rows: str | os.PathLike[str] | Streamable) -> Streamable:
+    """Return what can be streamed: the store at a path, or what was given."""
+    return rows if isinstance(rows, Streamable) else open_store(rows)
 
 
 class StoreFiles:

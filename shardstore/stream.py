@@ -11,17 +11,27 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import numpy as np
-
 from shardstore.feeds import Arrays, Feed
-from shardstore.order import Cursor, Order, Plan, Remainder, Replica, State, Turns, restore_state, save_state
+from shardstore.order import (
+    Cursor,
+    Order,
+    Plan,
+    Remainder,
+    Replica,
+    State,
+    Turns,
+    check_epoch,
+    check_int,
+    restore_state,
+    save_state,
+)
 from shardstore.planning import WINDOW_BYTES, Shuffle
 
 Batch = dict[str, Any]
 Transform = Callable[[Batch], Any]
 
-# Permuting a few hundred numbers costs as much as permuting thousands, so orders are computed in windows.
-WINDOW_ROWS = 65_536
+# Permuting a few hundred numbers costs as much as permuting thousands, so many rows are located at once.
+LOCATED_ROWS = 65_536
 # Small enough for a cache close to the core, large enough to hide what a call costs.
 GATHER_NBYTES = 2 << 20
 MAX_GATHER_BATCHES = 64
@@ -38,20 +48,9 @@ def check_epochs(epochs: int | None, plan: Plan, world_size: int = 1) -> int | N
                 f"an endless stream needs batches, but {plan.order.count:,} rows give none of {plan.batch_size:,} rows"
             )
         return None
-    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer):
-        raise TypeError(f"epochs is a {type(epochs).__name__}; expected an int, or None for an endless stream")
-    if epochs < 1:
+    if check_int("epochs", epochs) < 1:
         raise ValueError(f"epochs is {epochs}; expected at least 1, or None for an endless stream")
     return int(epochs)
-
-
-def check_epoch(epoch: int) -> int:
-    """Return the number of an epoch; raise `ValueError` or `TypeError` if it is none."""
-    if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer):
-        raise TypeError(f"epoch is a {type(epoch).__name__}; expected an int")
-    if epoch < 0:
-        raise ValueError(f"epoch is {epoch}; expected a number from 0 on")
-    return int(epoch)
 
 
 class StreamSource(Protocol):
@@ -122,24 +121,24 @@ class Reading:
         size = self.plan.batch_size
         per_gather = max(1, GATHER_NBYTES // max(1, self.source.row_nbytes * size))
         per_gather = min(per_gather, max(MAX_GATHER_BATCHES, MAX_GATHER_ROWS // size))
-        per_window = max(1, WINDOW_ROWS // (size * per_gather)) * per_gather
+        per_span = max(1, LOCATED_ROWS // (size * per_gather)) * per_gather
         gathered = 1  # the first batch is not kept waiting for the rows of many others
         own = turns.count(self.steps(cursor))
         feed = self.source.feed()
-        for number in range(skip, own, per_window):
-            steps = turns.steps(number, min(number + per_window, own))
-            window = self.plan.positions(steps, self.replica, cursor.delivered)
-            located = feed.locate(cursor.epoch, window.positions)
+        for number in range(skip, own, per_span):
+            steps = turns.steps(number, min(number + per_span, own))
+            span = self.plan.positions(steps, self.replica, cursor.delivered)
+            located = feed.locate(cursor.epoch, span.positions)
             first, count = 0, len(steps)
             while first < count:
                 last = min(first + gathered, count)
-                start, stop = window.bounds[first], window.bounds[last]
+                start, stop = span.bounds[first], span.bounds[last]
                 block = located.gather(start, stop)
                 if self.with_rows:
                     block.update(located.names(start, stop))
-                if window.mask is not None:
-                    block["mask"] = window.mask[start:stop]
-                yield block, window.bounds[first : last + 1]
+                if span.mask is not None:
+                    block["mask"] = span.mask[start:stop]
+                yield block, span.bounds[first : last + 1]
                 first, gathered = last, min(2 * gathered, per_gather)
 
 
@@ -178,6 +177,8 @@ class BatchStream:
         # The epoch with which the current pass began, and the iterator that is making it.
         self._pass_start = 0
         self._pass = object()
+        # Whether the stream stands where a state said, and nothing was delivered since.
+        self._restored = False
 
     @property
     def plan(self) -> Plan:
@@ -205,7 +206,7 @@ class BatchStream:
             self._go_to(Cursor(self.epoch + 1))
 
     def _rest_of_epoch(self, current: object) -> Iterator[Any]:
-        self._go_to(self._cursor())
+        self._begin, self._steps = self._cursor(), 0
         for item in self._items(self._open(), self._begin):
             self._steps += 1
             yield item
@@ -218,7 +219,7 @@ class BatchStream:
         return self._plan.advance(self._begin, self._steps, self._world_size)
 
     def _go_to(self, cursor: Cursor) -> None:
-        self._begin, self._steps = cursor, 0
+        self._begin, self._steps, self._restored = cursor, 0, False
 
     def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
         """Yield the rest of an epoch as it is delivered."""
@@ -246,17 +247,19 @@ class BatchStream:
         """
         cursor, self._pass_start = restore_state(state, self._open().source.fingerprint(), self._plan.order)
         self._go_to(cursor)
+        self._restored = True
         self._pass = object()
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch. The epoch at which the stream already stands is left where it is.
+        """Go to the beginning of an epoch; but a position in this epoch that was just restored is kept.
 
         So a training loop may call it at the top of every epoch, also of the one that it resumes.
         """
-        if check_epoch(epoch) != self.epoch:
-            self._go_to(Cursor(int(epoch)))
-            self._pass_start = int(epoch)
-            self._pass = object()
+        if check_epoch(epoch) == self.epoch and self._restored and not self._steps:
+            return
+        self._go_to(Cursor(int(epoch)))
+        self._pass_start = int(epoch)
+        self._pass = object()
 
     def close(self) -> None:
         """Let go of the store; later reads raise `ValueError`."""

@@ -149,3 +149,36 @@ def test_a_loader_can_be_used_after_a_run(path: Path, expected: Rows) -> None:
     loader = StoreLoader(path, BATCH, shuffle=True)
     assert fit(Model(), loader, max_steps=STEPS + 2) == expected[: STEPS + 2]
     assert [batch["y"].tolist() for batch in itertools.islice(loader, STEPS)] == expected[STEPS + 2 : 2 * STEPS]
+
+
+class Validated(Model):
+    """Notes what it is validated, tested and asked on, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[list[int]] = []
+
+    def on_validation_epoch_start(self) -> None:
+        self.runs.append([])
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: Any, number: int) -> Any:
+        self.runs[-1] += batch["y"].tolist()
+        return batch["y"].sum()
+
+    test_step = predict_step = validation_step
+
+
+def test_every_validation_has_all_rows(path: Path) -> None:
+    """Lightning tries two batches first, and comes again behind every epoch."""
+    model = Validated()
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=2, enable_model_summary=False, **options)
+    validation = StoreLoader(path, BATCH)
+    trainer.fit(model, StoreLoader(path, BATCH, shuffle=True), validation)
+    assert model.runs == [list(range(2 * BATCH)), list(range(ROWS)), list(range(ROWS))]
+    for run in (trainer.validate, trainer.test, trainer.predict):
+        model.runs.clear()
+        run(model, validation, **({"verbose": False} if run != trainer.predict else {}))
+        assert model.runs == [list(range(ROWS))]

@@ -140,6 +140,28 @@ def test_a_chunk_of_another_size_is_found(text: str, rows: int, dtype: str) -> N
         decode(codec, stored, expected)
 
 
+@pytest.mark.parametrize("text", CODECS)
+def test_a_shorter_chunk_leaves_nothing_of_what_was_before(text: str) -> None:
+    codec = Codec.parse(text)
+    out = np.full(1000, 7, np.uint8)
+    with pytest.raises(ValueError, match="holds 999 bytes, expected 1,000"):
+        codec.decode(codec.encode(np.zeros(999, np.uint8)), 1000, out)
+
+
+@given(cheap_codecs, st.binary(min_size=0, max_size=40), st.integers(0, 2000))
+def test_bytes_that_are_no_chunk_are_refused(codec: Codec, stored: bytes, nbytes: int) -> None:
+    if codec.kind == "blosc":
+        stored += crc32c(stored).to_bytes(4, "little")
+    if codec.is_raw and len(stored) == nbytes:
+        return
+    out = np.zeros(nbytes, np.uint8)
+    try:
+        codec.decode(stored, nbytes, out)
+    except ValueError:
+        return
+    assert nbytes == 0, "nothing but no bytes is made of these"
+
+
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_a_checksum_can_be_continued(pieces: list[bytes]) -> None:
     value = 0

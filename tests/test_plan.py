@@ -173,6 +173,9 @@ def test_senseless_plans(arguments: dict[str, object], error: type[Exception], m
         (lambda plan: plan.batch(0, 0, 0.0, 2), TypeError, "rank is a float"),
         (lambda plan: plan.rows(0, 0, 21), IndexError, "positions 0 to 21 are out of range for 20 rows"),
         (lambda plan: plan.rows(0, 5, 4), IndexError, "positions 5 to 4"),
+        (lambda plan: plan.rows(-1, 0, 4), ValueError, "epoch is -1"),
+        (lambda plan: plan.rows(0.5, 0, 4), TypeError, "epoch is a float"),
+        (lambda plan: plan.batch("x", 0), TypeError, "epoch is a str"),
     ],
 )
 def test_senseless_questions(call: object, error: type[Exception], message: str) -> None:
@@ -194,6 +197,20 @@ def test_dropping_everything_is_an_error() -> None:
         Plan(Sequential(20), 8, "drop").check(4)
     Plan(Sequential(0), 8, "drop").check(4)  # nothing to lose
     assert Plan(Sequential(0), 8, "pad").steps(4) == 0
+
+
+@given(st.integers(1, 200), st.integers(1, 20), st.sampled_from([1, 2, 4]), st.sampled_from([1, 4, 8]))
+def test_copies_are_of_the_same_lane_and_near_the_end(count: int, batch_size: int, world_size: int, lanes: int) -> None:
+    """What they need was just read: no other chunk is decoded for them."""
+    plan = Plan(WindowShuffle(Sections(count, 16), 2, 0, lanes), batch_size, "pad")
+    for rank in range(world_size):
+        steps = plan.positions(np.array([plan.steps(world_size) - 1]), Replica(rank, world_size))
+        assert steps.mask is not None
+        copies, size = steps.positions[~steps.mask], batch_size * world_size
+        assert ((copies >= 0) & (copies < count)).all()
+        if lanes % world_size == 0 and count >= 2 * size + lanes:
+            assert (copies % world_size == rank).all()
+            assert (copies >= count - size - lanes).all()
 
 
 def test_more_rows_asked_for_than_there_are() -> None:

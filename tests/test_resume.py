@@ -141,8 +141,15 @@ def test_set_epoch(store: shardstore.Store) -> None:
     # At the top of a loop, also of the epoch that is being resumed.
     stream.set_epoch(1)
     first = list(itertools.islice(stream, 2))
+    stream.load_state_dict(stream.state_dict())
     stream.set_epoch(1)
     assert rows_of([*first, *stream]) == epochs[1]
+    # What was left by a break, or ended without a word, begins again.
+    for taken in (2, len(stream)):
+        stream.set_epoch(2)
+        list(itertools.islice(stream, taken))
+        stream.set_epoch(2)
+        assert rows_of(stream) == epochs[2]
     iterator = iter(stream)
     next(iterator)
     stream.set_epoch(0)
@@ -153,6 +160,31 @@ def test_set_epoch(store: shardstore.Store) -> None:
         stream.set_epoch(-1)
     with pytest.raises(TypeError, match="epoch is a float"):
         stream.set_epoch(1.0)  # type: ignore[arg-type]
+
+
+def test_numbers_may_be_numpys(store: shardstore.Store) -> None:
+    numbers = {"rank": np.uint8(1), "world_size": np.int64(2), "seed": np.int32(3), "lanes": np.int16(2)}
+    stream = store.batches(np.int16(50), shuffle="window", window_bytes=4096, remainder="pad", **numbers)
+    list(itertools.islice(stream, 3))
+    other = store.batches(50, shuffle="window", window_bytes=4096, remainder="pad", lanes=2, seed=3)
+    other.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert other.state_dict()["delivered"] == 300
+    big = store.batches(np.uint16(40_000), remainder="pad")
+    assert len(big) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": 2**9000}, "seed has 9,001 bits; expected at most 512"),
+        ({"batch_size": 2**70}, "batch_size is .*; expected at most"),
+        ({"world_size": 2**70, "remainder": "pad"}, "world_size is .*; expected at most"),
+        ({"shuffle": "window", "lanes": 2**70}, "lanes is .*; expected at most"),
+    ],
+)
+def test_numbers_beyond_all_use(store: shardstore.Store, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        store.batches(**{"batch_size": 10, **arguments})
 
 
 def test_remainders_other_than_the_saved_one(store: shardstore.Store) -> None:

@@ -159,9 +159,18 @@ def check(batches: list[dict[str, Any]]) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize("window_bytes", [1, "20KB", "64MiB"])
+@pytest.mark.parametrize("window_bytes", [1, "20KB", "100KB", "64MiB"])
 @pytest.mark.parametrize("batch_size", [1, 100, 256, ROWS])
-def test_each_chunk_is_decoded_once_an_epoch(path: Path, window_bytes: int | str, batch_size: int) -> None:
+def test_each_chunk_is_decoded_once_an_epoch(
+    path: Path, window_bytes: int | str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if window_bytes == "100KB":
+        # All chunks fit a section: nothing needs the cache.
+        monkeypatch.setattr("shardstore.store.CHUNK_CACHE_NBYTES", 0)
+        with shardstore.open(path) as store:
+            for rows in np.random.default_rng(0).permutation(ROWS)[:500].reshape(-1, 1):
+                store.take(rows, columns="x")
+            assert store.chunks_decoded > 400 > chunks(store, "x"), "what rows by themselves would cost"
     with shardstore.open(path) as store:
         stream = store.batches(batch_size, shuffle=True, window_bytes=window_bytes, with_rows=True)
         assert stream.plan.order.describe()["shuffle"] == "window"
@@ -229,6 +238,19 @@ def test_views_shuffle_by_windows_too(path: Path, selection: slice) -> None:
             first, last = min(rows), max(rows)
             sizes = [store.files.layout(name).chunk_rows for name in ("x", "z")]
             assert store.chunks_decoded == sum(last // size - first // size + 1 for size in sizes)
+
+
+def test_parts_of_a_split_decode_little_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardstore.store.CHUNK_CACHE_NBYTES", 0)
+    rows = 40_000
+    with shardstore.Writer(tmp_path / "s", codec="zstd", chunk_bytes=4096) as writer:
+        writer.append({"x": np.arange(rows * 8).reshape(rows, 8)})  # 64 rows in a chunk
+    with shardstore.open(tmp_path / "s") as store:
+        total = -(-rows // store.files.layout("x").chunk_rows)
+        part = store.split(train=0.9, val=0.1)["train"]
+        got = [row for b in part.batches(100, shuffle=True, window_bytes="1MB", with_rows=True) for row in b["rows"]]
+        assert sorted(got) == sorted(part.selection.resolve(np.arange(len(part))).tolist())
+        assert total <= store.chunks_decoded < 1.6 * total
 
 
 def test_views_of_row_numbers(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shardstore.order.mixing import BLOCK_ROWS, Ends, MixtureOrder, RepeatedWindows, source_seed
 from shardstore.order.orders import FullShuffle, Order, Sections, Sequential, WindowShuffle
 from shardstore.order.permutation import ORDER_VERSION, epoch_key, permute
-from shardstore.order.plan import REMAINDERS, Cursor, Plan, Remainder, Replica, Steps, Turns
+from shardstore.order.plan import REMAINDERS, Cursor, Plan, Remainder, Replica, Steps, Turns, check_epoch, check_int
 from shardstore.order.state import State, restore_state, save_state
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ __all__ = [
     "Steps",
     "Turns",
     "WindowShuffle",
+    "check_epoch",
+    "check_int",
     "epoch_key",
     "permute",
     "quality",

@@ -20,6 +20,26 @@ Remainder = Literal["keep", "drop", "pad"]
 REMAINDERS: tuple[Remainder, ...] = ("keep", "drop", "pad")
 
 
+# No number that a user gives is larger: products of two of them with a few bits more still fit 64 bits.
+MAX_INT = 1 << 40
+
+
+def check_int(name: str, value: int) -> int:
+    """Return a number as a plain int; raise `TypeError` or `ValueError` if it is none or beyond all use."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
+    if abs(int(value)) > MAX_INT:
+        raise ValueError(f"{name} is {value}; expected at most {MAX_INT:,}")
+    return int(value)
+
+
+def check_epoch(epoch: int) -> int:
+    """Return the number of an epoch; raise `ValueError` or `TypeError` if it is none."""
+    if check_int("epoch", epoch) < 0:
+        raise ValueError(f"epoch is {epoch}; expected a number from 0 on")
+    return int(epoch)
+
+
 @dataclass(frozen=True)
 class Cursor:
     """A place in an endless run of epochs.
@@ -41,9 +61,8 @@ class Replica:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (("rank", self.rank), ("world_size", self.world_size)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
+        for name in ("rank", "world_size"):
+            object.__setattr__(self, name, check_int(name, getattr(self, name)))
         if self.world_size < 1:
             raise ValueError(f"world_size is {self.world_size}; expected at least 1")
         if not 0 <= self.rank < self.world_size:
@@ -110,8 +129,7 @@ class Plan:
     remainder: Remainder = "keep"
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int | np.integer):
-            raise TypeError(f"batch_size is a {type(self.batch_size).__name__}; expected an int")
+        object.__setattr__(self, "batch_size", check_int("batch_size", self.batch_size))
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; expected at least 1")
         if self.remainder not in REMAINDERS:
@@ -148,13 +166,14 @@ class Plan:
 
     def rows(self, epoch: int, start: int, stop: int) -> Rows:
         """Return the table's rows at positions `[start, stop)` of an epoch's order, as int64."""
+        check_epoch(epoch)
         if not 0 <= start <= stop <= self.order.count:
             raise IndexError(f"positions {start:,} to {stop:,} are out of range for {self.order.count:,} rows")
         return self.order.rows(epoch, np.arange(start, stop, dtype=np.int64))
 
     def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> Rows:
         """Return the table's rows of one step on one rank, as int64; with `"pad"`, the copies too (see `mask`)."""
-        return self.order.rows(epoch, self._step(step, rank, world_size).positions)
+        return self.order.rows(check_epoch(epoch), self._step(step, rank, world_size).positions)
 
     def mask(self, step: int, rank: int = 0, world_size: int = 1) -> NDArray[np.bool_]:
         """Return which rows of one step on one rank are no copies."""

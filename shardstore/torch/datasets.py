@@ -12,9 +12,9 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shardstore.errors import StateError
-from shardstore.order import Cursor, Plan, Remainder, State, Turns, restore_state, save_state
+from shardstore.order import Cursor, Plan, Remainder, State, Turns, check_epoch, restore_state, save_state
 from shardstore.planning import WINDOW_BYTES, Shuffle
-from shardstore.store import open_store
+from shardstore.store import open_rows, open_store
 from shardstore.stream import (
     GATHER_NBYTES,
     Batch,
@@ -22,7 +22,6 @@ from shardstore.stream import (
     Streamable,
     StreamSource,
     Transform,
-    check_epoch,
     check_epochs,
     column_names,
 )
@@ -284,7 +283,7 @@ class StoreIterableDataset(IterableDataset[Any]):
             self._worker_pass, self._taken = begin, taken
 
     def _restore(self, state: Mapping[str, Any]) -> Pass:
-        if isinstance(state, Mapping) and is_of_worker(state):
+        if is_of_worker(state):
             raise StateError(
                 f"this is the state of worker {state.get('worker')} of {state.get('workers')} alone: "
                 "load the state of their StatefulDataLoader"
@@ -312,14 +311,16 @@ class StoreIterableDataset(IterableDataset[Any]):
             raise StateError(f"the workers gave more than there is: {error}") from None
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass begin with an epoch. If it does already, nothing changes, also not a restored position.
+        """Let the next pass begin with an epoch; but a position in this epoch that was just restored is kept.
 
         Reaches living `persistent_workers` too.
         """
         check_not_sharded_again(self, self._replicas.find())
-        if check_epoch(epoch) != self._passes.next().cursor.epoch:
-            self._passes.set_next(Pass(Cursor(int(epoch)), int(epoch)))
-            self._forget_pass()
+        begin = self._passes.next()
+        if check_epoch(epoch) != begin.cursor.epoch:
+            begin = Pass(Cursor(int(epoch)), int(epoch))
+        self._passes.set_next(begin)
+        self._forget_pass()
 
     def _forget_pass(self) -> None:
         self._begun = self._progress = None
@@ -367,11 +368,6 @@ class StoreMapDataset(Dataset[Any]):
         columns = [to_tensor(name, array).unbind(0) for name, array in arrays.items()]
         rows = zip(*columns, strict=True)
         return list(rows) if self._as_tuple else [dict(zip(arrays, row, strict=True)) for row in rows]
-
-
-def open_rows(store: str | os.PathLike[str] | Streamable) -> Streamable:
-    """Return what can be streamed: the store at a path, or what was given."""
-    return store if isinstance(store, Streamable) else open_store(store)
 
 
 def _behind(begin: Pass, items: int, plan: Plan, world_size: int, end: int | None = None) -> Pass:

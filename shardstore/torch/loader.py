@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,10 +13,10 @@ from shardstore.background import in_background
 from shardstore.errors import StateError
 from shardstore.order import Cursor, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle
+from shardstore.store import open_rows
 from shardstore.stream import Batch, BatchStream, Reading, Transform, column_names, cut_block
-from shardstore.torch.datasets import open_rows
 from shardstore.torch.replicas import ReplicaFinder, check_not_sharded_again
-from shardstore.torch.tensors import batch_tensors, transformed_tensors
+from shardstore.torch.tensors import batch_tensors, map_leaves, transformed_tensors
 
 # Groups of batches, of about 2 MiB each, that may wait for the consumer.
 _GROUPS_AHEAD = 2
@@ -80,6 +81,8 @@ class StoreLoader(BatchStream):
         on_cuda = self._device is not None and self._device.type == "cuda"
         self._pin_memory = on_cuda if pin_memory is None else pin_memory
         self._replica = reading.replica
+        # The groups that the thread of the current pass makes. They are the iterator's: the thread ends with it.
+        self._groups_ahead: weakref.ref[Generator[list[Any], None, None]] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         found = self._replicas.find()
@@ -93,17 +96,21 @@ class StoreLoader(BatchStream):
         return super().__iter__()
 
     def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
+        self._stop_thread()
         groups = in_background(lambda: self._groups(reading, cursor), _GROUPS_AHEAD)
+        self._groups_ahead = weakref.ref(groups)
+        move = None if self._device is None else _to(self._device)
         for group in groups:
             for item in group:
-                yield item if self._device is None else _move(item, self._device)
+                yield item if move is None else map_leaves(item, move)
 
     def _groups(self, reading: Reading, cursor: Cursor) -> Iterator[list[Any]]:
         """Yield several ready batches at a time: handing each one over would cost more than making it."""
         for block, bounds in reading.blocks(cursor):
             group: list[Any] = []
             try:
-                group.extend(map(self._ready, cut_block(block, bounds)))
+                for batch in cut_block(block, bounds):
+                    group.append(self._ready(batch))  # noqa: PERF401, a StopIteration must not end the loop
             except Exception:
                 yield group  # what was ready before comes before the error
                 raise
@@ -114,7 +121,23 @@ class StoreLoader(BatchStream):
             item = batch_tensors(batch, self._as_tuple)
         else:
             item = transformed_tensors(self._transform(batch), self._as_tuple)
-        return _pin(item) if self._pin_memory else item
+        return map_leaves(item, _pinned) if self._pin_memory else item
+
+    def close(self) -> None:
+        """Let go of the store, and of the thread that reads it; later reads raise `ValueError`."""
+        super().close()
+        self._stop_thread()
+
+    def _stop_thread(self) -> None:
+        groups = None if self._groups_ahead is None else self._groups_ahead()
+        if groups is not None:
+            groups.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_groups_ahead": None}
+
+    # What Lightning looks for in a loader that has a sampler.
+    batch_sampler = None
 
     @property
     def sampler(self) -> Self:
@@ -122,20 +145,9 @@ class StoreLoader(BatchStream):
         return self
 
 
-def _move(item: Any, device: torch.device) -> Any:
-    return _apply(item, lambda tensor: tensor.to(device, non_blocking=True))
+def _to(device: torch.device) -> Callable[[Any], Any]:
+    return lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf
 
 
-def _pin(item: Any) -> Any:
-    return _apply(item, torch.Tensor.pin_memory)
-
-
-def _apply(item: Any, function: Any) -> Any:
-    if isinstance(item, torch.Tensor):
-        return function(item)
-    if isinstance(item, dict):
-        return {key: _apply(value, function) for key, value in item.items()}
-    if isinstance(item, tuple | list):
-        items = [_apply(value, function) for value in item]
-        return type(item)(*items) if hasattr(item, "_fields") else type(item)(items)
-    return item
+def _pinned(leaf: Any) -> Any:
+    return leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf

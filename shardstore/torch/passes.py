@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import get_worker_info
 
+from shardstore.errors import StateError
 from shardstore.order import Cursor
 
 
@@ -38,9 +40,10 @@ class PassCounter:
     A DataLoader never tells the dataset that a pass begins: it makes new workers from copies of the dataset, or lets
     living ones iterate again. What the workers of one pass share is the seed that the loader drew for them, and how
     often each has begun. The first of them to come with a new pair of these takes the next epochs, in memory that all
-    of them share; the others find them there. A worker that comes again with the pair of a pass that it has joined
-    (the loader drew the same seed, since somebody seeds torch before every pass) begins a new one, and so does every
-    worker once somebody has said where the next pass begins.
+    of them share; the others find them there. Loaders may draw the same seed twice, since somebody seeds torch before
+    every pass: a worker that comes again with the pair of a pass that it has joined begins a new one, a pass of which a
+    worker has ended or gone on is over, and once somebody has said where the next pass begins, none before is joined.
+    Two loaders that make such passes side by side cannot be told apart, which is an error.
     """
 
     # Passes that can be under way at the same time, and workers of one of them.
@@ -53,7 +56,8 @@ class PassCounter:
         self._next = torch.zeros(6, dtype=torch.int64)
         # Of the latest passes: seed, times begun; epoch, delivered positions and start.
         self._latest = torch.full((self._REMEMBERED, 5), -1, dtype=torch.int64)
-        self._joined = torch.zeros(self._REMEMBERED, self._MAX_WORKERS, dtype=torch.bool)
+        # The process that is each worker of these passes; 0 for those that have not come.
+        self._joined = torch.zeros(self._REMEMBERED, self._MAX_WORKERS, dtype=torch.int64)
         for tensor in (self._next, self._latest, self._joined):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
         self._begun = 0
@@ -95,16 +99,38 @@ class PassCounter:
         key = (info.seed - info.id, self._begun)
         self._begun += 1
         with self._lock:
-            passes, first = self._next[3:5].tolist()
-            for number in range(passes - 1, max(first, passes - self._REMEMBERED) - 1, -1):  # the latest first
-                place = number % self._REMEMBERED
-                if tuple(self._latest[place, :2].tolist()) == key and not self._joined[place, info.id]:
-                    self._joined[place, info.id] = True
-                    epoch, delivered, start = self._latest[place, 2:].tolist()
-                    return Pass(Cursor(epoch, delivered), start)
-            begin = self._take(epochs, key)
-            self._joined[passes % self._REMEMBERED, info.id] = True
+            places = self._joinable(key, info.id)
+            if len(places) > 1:
+                raise StateError(
+                    "two loaders that drew the same seed iterate over one dataset at the same time, and their workers "
+                    "cannot tell which epoch they belong to: give each loader a dataset or a generator of its own"
+                )
+            if places:
+                epoch, delivered, start = self._latest[places[0], 2:].tolist()
+                begin = Pass(Cursor(epoch, delivered), start)
+            else:
+                places = [int(self._next[3]) % self._REMEMBERED]
+                begin = self._take(epochs, key)
+            self._joined[places[0], info.id] = os.getpid()
             return begin
+
+    def _joinable(self, key: tuple[int, int], worker: int) -> list[int]:
+        """Return where the passes are noted that a worker with this key may take part in."""
+        passes, first = self._next[3:5].tolist()
+        gone_on: set[int] = set()
+        places = []
+        for number in range(passes - 1, max(first, passes - self._REMEMBERED) - 1, -1):  # the latest first
+            place = number % self._REMEMBERED
+            processes = set(self._joined[place].tolist()) - {0}
+            if (
+                tuple(self._latest[place, :2].tolist()) == key
+                and not self._joined[place, worker]
+                and not processes & gone_on
+                and all(map(_is_alive, processes))
+            ):
+                places.append(place)
+            gone_on |= processes
+        return places
 
     def resume(self, begin: Pass, epochs: int | None) -> None:
         """Count a pass that a worker continues from a state of its own."""
@@ -116,7 +142,7 @@ class PassCounter:
         begin = self.next()
         place = int(self._next[3]) % self._REMEMBERED
         self._latest[place] = torch.tensor([*key, begin.cursor.epoch, begin.cursor.delivered, begin.start])
-        self._joined[place] = False
+        self._joined[place] = 0
         self._write_next(self._after(begin, epochs))
         self._next[3] += 1
         self._next[5] = key != (-1, -1)
@@ -145,3 +171,15 @@ class PassCounter:
             self._next[:3] = torch.tensor(state["next"])
         else:
             self.__dict__.update(state)
+
+
+def _is_alive(process: int) -> bool:
+    if not hasattr(os, "kill") or os.name == "nt":
+        return True  # there, the question would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

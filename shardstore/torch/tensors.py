@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,22 +39,27 @@ def batch_tensors(arrays: Batch, as_tuple: bool) -> Any:
 
 def transformed_tensors(item: Any, as_tuple: bool) -> Any:
     """Turn the arrays in what a transform returned into tensors; leave everything else."""
-    item = _to_tensors(item)
+    item = map_leaves(item, _as_tensor)
     return tuple(item.values()) if as_tuple and isinstance(item, dict) else item
 
 
-def _to_tensors(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        array = np.asarray(value)
-        if not array.flags.writeable or min(array.strides, default=0) < 0 or not array.dtype.isnative:
-            array = np.array(array, array.dtype.newbyteorder("="), order="C")
-        return to_tensor("(transformed)", array)
+def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a copy of nested dicts, tuples and lists with a function applied to all that is none of them."""
     if isinstance(value, dict):
-        return {key: _to_tensors(item) for key, item in value.items()}
+        return {key: map_leaves(item, function) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        items = [_to_tensors(item) for item in value]
+        items = [map_leaves(item, function) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    return function(value)
+
+
+def _as_tensor(value: Any) -> Any:
+    if not isinstance(value, np.ndarray | np.generic):
+        return value
+    array = np.asarray(value)
+    if not array.flags.writeable or min(array.strides, default=0) < 0 or not array.dtype.isnative:
+        array = np.array(array, array.dtype.newbyteorder("="), order="C")
+    return to_tensor("(transformed)", array)
 
 
 class _InlineTensor(torch.Tensor):

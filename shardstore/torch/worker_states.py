@@ -38,9 +38,9 @@ class Share:
 _FIELDS = tuple(field.name for field in fields(Share))
 
 
-def is_of_worker(state: Mapping[str, Any]) -> bool:
+def is_of_worker(state: Any) -> bool:
     """Whether a state is that of a worker."""
-    return not state.keys().isdisjoint(_FIELDS)
+    return isinstance(state, Mapping) and not state.keys().isdisjoint(_FIELDS)
 
 
 def read_worker(state: Mapping[str, Any], worker: int, workers: int) -> tuple[Share, dict[str, Any]]:
@@ -74,7 +74,9 @@ def read_loader(state: Mapping[str, Any]) -> tuple[Share, dict[str, Any]]:
         states = [snapshots[f"worker_{i}"]["dataset_state"] for i in range(len(snapshots))]
         more = int(state["_steps_since_snapshot"])
     except (KeyError, TypeError, ValueError):
-        raise StateError("this is no state of a StatefulDataLoader over a StoreIterableDataset") from None
+        states, more = [], 0
+    if not states or not all(isinstance(each, Mapping) for each in states):
+        raise StateError("this is no state of a StatefulDataLoader over a StoreIterableDataset")
     shares = [read_worker(each, i, len(states)) for i, each in enumerate(states)]
     first, begin = shares[0]
     for share, own_begin in shares:
