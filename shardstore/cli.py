@@ -204,6 +204,10 @@ def shuffle_report(
             if store[label].ndim != 1:
                 _fail(f"column {label!r} has rows of shape {store[label].shape[1:]}; a label is a scalar", 2)
             labels = store[label][:]
+        if not len(store):
+            _fail(f"{path}: the store has no rows, so there is no order to measure", 2)
+        if png is not None and not png.absolute().parent.is_dir():
+            _fail(f"cannot write {png}: there is no folder {png.absolute().parent}", 2)
         plans = {
             "full": store.plan(batch_size, shuffle="full", seed=seed),
             "window": store.plan(batch_size, shuffle="window", seed=seed, window_bytes=window_bytes),

@@ -18,7 +18,7 @@ WINDOW_BYTES = "64MiB"
 MAX_SEED_BITS = 512
 # Fewer sections than this in a window would be badly mixed.
 MIN_SECTIONS = 16
-# The rows of a view that do not follow each other share chunks with their neighbours: the longer the sections, the fewer.
+# Sections of a view whose rows do not follow each other share chunks with their neighbours: the fewer, the longer.
 SCATTERED_SECTION_ROWS = 1024
 
 

@@ -352,19 +352,22 @@ def test_the_command_draws(store: str, tmp_path: Path) -> None:
     done = report(store, "--png", str(tmp_path / "a.figure"))
     assert done.exit_code == 0
     assert (tmp_path / "a.figure").read_bytes().startswith(b"\x89PNG")
-    for count in (0, 1, 20):
+    for count in (1, 20):
         small = str(write_store(tmp_path / str(count), {"y": np.arange(count)}))
         assert report(small, "--png", str(tmp_path / "small.png")).exit_code == 0
     gone = report(store, "--png", str(tmp_path / "gone/a.png"))
-    assert gone.exit_code == 1
+    assert gone.exit_code == 2
     assert gone.stderr.startswith("error: ")
     assert gone.stderr.count("\n") == 1
 
 
 def test_small_stores_are_reported(tmp_path: Path) -> None:
-    for count in (0, 1, 20):
+    for count in (1, 20):
         path = str(write_store(tmp_path / str(count), {"y": np.arange(count)}))
         assert report(path, "--label", "y").exit_code == 0
+    done = report(str(write_store(tmp_path / "0", {"y": np.arange(0)})))
+    assert done.exit_code == 2
+    assert "the store has no rows" in done.stderr
 
 
 @pytest.mark.parametrize(
