@@ -14,6 +14,7 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 # Below this the hand-over costs more than a second thread gains.
 _MIN_ITEMS = 4
+_SHARES = 4
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -40,8 +41,8 @@ def for_each(function: Callable[[_Item], None], items: list[_Item]) -> None:
         for item in share:
             function(item)
 
-    # One share a thread: neighbours in the file stay together, and there is one hand-over each.
-    size = -(-len(items) // threads)
+    # Neighbours in the file stay together; with a few shares a thread, none waits long for the slowest.
+    size = -(-len(items) // (threads * _SHARES))
     futures = [_pool.submit(run, items[start : start + size]) for start in range(0, len(items), size)]
     for future in futures:
         future.exception()  # all are done before `out` goes back to the caller
