@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stores import write_store
 from typer.testing import CliRunner
 
 from shardstore import cli
 from shardstore.order import FullShuffle, Order, Plan, Sections, Sequential, WindowShuffle, epoch_key, permute, quality
 from shardstore.order import measuring as measuring_module
+from shardstore.order.ideal import touched_moments
 from shardstore.order.orders import Window
 from shardstore.selection import Rows
 
@@ -359,6 +362,22 @@ def test_the_command_draws(store: str, tmp_path: Path) -> None:
     assert gone.exit_code == 2
     assert gone.stderr.startswith("error: ")
     assert gone.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("sections", [1, 2, 3, 10])
+@pytest.mark.parametrize("batch_size", [16, 64, 200])
+def test_few_sections_are_measured(sections: int, batch_size: int) -> None:
+    for count in (8192 * sections, 8192 * sections - 3192):
+        plan = Plan(WindowShuffle(Sections(count, 8192), 100, 0), batch_size)
+        assert quality(plan).passed
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 400))
+def test_how_many_stretches_are_touched(drawn: int, stretches: int, rows: int) -> None:
+    count = rows * stretches
+    mean, sigma = touched_moments(count, min(drawn, count), stretches)
+    assert 0 < mean <= stretches + 1e-9
+    assert 0 <= sigma < stretches
 
 
 def test_small_stores_are_reported(tmp_path: Path) -> None:

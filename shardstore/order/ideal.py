@@ -139,7 +139,10 @@ def touched_moments(count: int, drawn: int, stretches: int) -> tuple[float, floa
     # Logarithms of the chances that no drawn row lies in one given stretch, or in either of two.
     one, two = (float(np.log1p(-np.minimum(k * size / left, 1 - 1e-12)).sum()) for k in (1, 2))
     missed = math.exp(one)
-    variance = stretches * missed * (1 - missed) + stretches * (stretches - 1) * missed**2 * math.expm1(two - 2 * one)
+    # Where it is next to certain that none is missed, the difference of the logarithms has no exponential.
+    apart = two - 2 * one
+    covariance = missed**2 * math.expm1(apart) if apart < 1 else math.exp(two) - missed**2
+    variance = stretches * missed * (1 - missed) + stretches * (stretches - 1) * covariance
     return stretches * (1 - missed), math.sqrt(max(variance, 0.0))
 
 
