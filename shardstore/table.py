@@ -7,57 +7,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from shardstore.feeds import Feed, feed_of
 from shardstore.order import Order, Plan, Remainder
-from shardstore.parts import part_sizes, split_by_group, split_by_value, split_evenly
 from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
-from shardstore.sampling import check_seed, draw
-from shardstore.schema import ColumnLayout, Field
+from shardstore.sampling.draws import check_seed, draw
+from shardstore.sampling.parts import part_sizes, split_by_group, split_by_value, split_evenly
+from shardstore.schema import Field
 from shardstore.selection import Rows, Selection, normalize
 from shardstore.stream import Streamable, StreamSource, column_names, known_columns
+from shardstore.table_rows import ColumnFiles, TableRows
 
 # How many bytes `where` reads at a time.
 _SCAN_NBYTES = 8 << 20
-
-
-class ColumnFiles(Protocol):
-    """The files of a store, as far as a table reads them. Row numbers are known to be in range."""
-
-    @property
-    def path(self) -> Path:
-        """The store's directory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of all columns, in order."""
-
-    @property
-    def store_id(self) -> str:
-        """What tells this store from all others, on every machine."""
-
-    def layout(self, name: str) -> ColumnLayout:
-        """Return how a column is cut."""
-
-    def field(self, name: str) -> Field:
-        """Return a column's dtype and row shape."""
-
-    def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
-        """Gather rows of a column into the C-contiguous `out`."""
-
-    def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Read runs of consecutive rows of a column, one after the other, into the C-contiguous `out`."""
-
-    def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return consecutive rows of a column, as a view where that needs no copy."""
-
-    def slices_are_views(self, name: str) -> bool:
-        """Whether no slice of the column needs a copy."""
 
 
 class Table(Streamable):
@@ -267,7 +232,7 @@ class Table(Streamable):
 
     def source(self, order: Order) -> StreamSource:
         """Return the rows of this table in an order that its plan has."""
-        return TableRows(self, order)
+        return TableRows(self.files, self.columns, self.selection, order)
 
     def _scalars(self, argument: str, name: str) -> NDArray[Any]:
         """Return a column that an argument names and that must have one value a row."""
@@ -310,55 +275,6 @@ class View(Table):
     def selection(self) -> Selection:
         """Which of the store's rows these are."""
         return self._selection
-
-
-class TableRows:
-    """The rows of a table in some order, without a check: what streams read. A `shardstore.stream.StreamSource`."""
-
-    def __init__(self, table: Table, order: Order) -> None:
-        self._files = table.files
-        self._selection = table.selection
-        self._order = order
-        self._columns = [table[name] for name in table.columns]
-        self.columns = table.columns
-        self.names = ("rows",)
-        self.schema = table.schema
-        self.row_nbytes = table.row_nbytes
-        layouts = {name: table.files.layout(name) for name in table.columns}
-        self.decoded = tuple(
-            name for name, layout in layouts.items() if layout.field.row_nbytes and not layout.codec.is_raw
-        )
-
-    def feed(self) -> Feed:
-        """Return a new feed of the rows in their order."""
-        return feed_of(self, self._order)
-
-    def fingerprint(self) -> str:
-        """Return what tells these rows from others: the store and the selection, but not the columns."""
-        return f"{self._files.store_id}/{self._selection.fingerprint()}"
-
-    def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        """Return fresh arrays of some rows of all columns."""
-        resolved = self._selection.resolve(rows)
-        return {column.name: column._read(resolved) for column in self._columns}
-
-    def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
-        """Gather rows of one column into the C-contiguous `out`."""
-        self._files.read(name, self._selection.resolve(rows), out)
-
-    def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Read runs of consecutive rows of one column, one after the other, into the C-contiguous `out`."""
-        if self._selection.is_contiguous:
-            first = self._selection.start
-            self._files.read_runs(name, starts + first, stops + first, out)
-            return
-        lengths = stops - starts
-        rows = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-        self._files.read(name, self._selection.resolve(rows), out)
-
-    def store_rows(self, rows: Rows) -> Rows:
-        """Return the store's numbers of some rows."""
-        return self._selection.resolve(rows)
 
 
 class Column:

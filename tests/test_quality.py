@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_what_a_window_does_not_promise_is_shown() -> None:
 
 
 @dataclass(frozen=True)
-class Bad:
+class Bad(ABC):
     """What the bad orders below have in common."""
 
     count: int = COUNT
@@ -92,8 +93,8 @@ class Bad:
     def lanes(self) -> int:
         return 1
 
-    def rows(self, epoch: int, positions: Rows) -> Rows:
-        raise NotImplementedError
+    @abstractmethod
+    def rows(self, epoch: int, positions: Rows) -> Rows: ...
 
     def describe(self) -> dict[str, int | str]:
         return {"shuffle": type(self).__name__, "rows": self.count, "seed": self.seed}

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from stores import write_store
 
 import shardstore
-from shardstore import sampling
-from shardstore.hashing import hash_rows, key_of, scale, unit_interval
-from shardstore.sampling import SAMPLE_VERSION, AliasTable, draw, draw_weighted, log
-from shardstore.strata import Strata, apportion
+from shardstore.sampling import draws
+from shardstore.sampling.draws import SAMPLE_VERSION, AliasTable, draw, draw_weighted, log
+from shardstore.sampling.hashing import hash_rows, key_of, scale, unit_interval
+from shardstore.sampling.strata import Strata, apportion
 
 KEY = key_of("test")
 ROWS = 5000
@@ -207,7 +207,7 @@ def test_blocks_do_not_matter(weights: list[float], n: int, block: int) -> None:
     with np.errstate(divide="ignore"):
         keys = log(-log(uniform)) - np.where(array > 0, np.log(array), -np.inf)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "_BLOCK_ROWS", block)
+        patch.setattr(draws, "_BLOCK_ROWS", block)
         assert draw_weighted(array, n, KEY).tolist() == np.argsort(keys)[:n].tolist()
 
 

@@ -16,9 +16,9 @@ from stores import write_store
 from test_selection import indices, model
 
 import shardstore
-from shardstore import parts
-from shardstore.hashing import key_of
-from shardstore.parts import (
+from shardstore.sampling import parts
+from shardstore.sampling.hashing import key_of
+from shardstore.sampling.parts import (
     MAX_ROWS,
     SPLIT_VERSION,
     Part,

@@ -13,7 +13,8 @@ from shardstore.order.plan import REMAINDERS, Cursor, Plan, Remainder, Replica, 
 from shardstore.order.state import State, restore_state, save_state
 
 if TYPE_CHECKING:
-    from shardstore.order.measuring import Measure, Quality, quality
+    from shardstore.order.measuring import quality
+    from shardstore.order.verdict import Measure, Quality
 
 __all__ = [
     "BLOCK_ROWS",

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.hashing import hash_rows, key_of
 from shardstore.order import permute
+from shardstore.sampling.hashing import hash_rows, key_of
+from shardstore.sampling.strata import Strata, apportion
 from shardstore.selection import Rows, Selection
-from shardstore.strata import Strata, apportion
 
 SPLIT_VERSION = 1
 MAX_ROWS = 1 << 43

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.hashing import hash_rows
+from shardstore.sampling.hashing import hash_rows
 from shardstore.selection import Rows
 
 

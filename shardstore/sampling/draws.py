@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardstore.hashing import hash_rows, key_of, scale, unit_interval
 from shardstore.order import permute
+from shardstore.sampling.hashing import hash_rows, key_of, scale, unit_interval
+from shardstore.sampling.strata import Strata, apportion
 from shardstore.selection import Rows
-from shardstore.strata import Strata, apportion
 
 SAMPLE_VERSION = 1
 
