@@ -27,7 +27,7 @@ Take = Callable[[NDArray[np.int64]], Any]
 
 def map_shards(store: shardstore.Store) -> list[NDArray[np.float32]]:
     """Return one np.memmap per shard file of the raw column `x`."""
-    layout = store.manifest.columns["x"].layout
+    layout = store.manifest.columns["x"].data.layout
     return [
         np.memmap(
             store.path / layout.shard_key(shard),

@@ -37,7 +37,7 @@ def compressed_chunks(store: shardstore.Store) -> list[bytes]:
     codec = numcodecs.Zstd(level=3, checksum=True)
     chunks = []
     for name in store.columns:
-        size = store.files.layout(name).chunk_rows
+        size = store.files.chunking(name).chunk_rows
         chunks += [codec.encode(np.array(store[name][i : i + size])) for i in range(0, len(store), size)]
     return chunks
 

@@ -7,6 +7,7 @@ torch or zarr, and what writes is imported when it is first used: a training run
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from shardstore.column_types import Categorical
 from shardstore.errors import (
     CorruptionError,
     DestinationError,
@@ -16,6 +17,7 @@ from shardstore.errors import (
     SourceError,
     StateError,
 )
+from shardstore.ragged import Blobs, Ragged, Strings
 from shardstore.store import Store
 from shardstore.store import open_store as open
 from shardstore.stream import BatchStream
@@ -29,16 +31,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchStream",
+    "Blobs",
+    "Categorical",
     "Column",
     "CorruptionError",
     "DestinationError",
     "FormatError",
     "Mixture",
+    "Ragged",
     "SchemaError",
     "ShardStoreError",
     "SourceError",
     "StateError",
     "Store",
+    "Strings",
     "View",
     "Writer",
     "__version__",

@@ -44,7 +44,7 @@ class Build:
         provenance = {"tool": f"shardstore {__version__}", "created": now, "sources": dict(sources)}
         manifest = Manifest(str(uuid.uuid4()), 1, rows, shard_rows, columns, provenance)
         with explained_errors(self.destination):
-            for name, document in manifest.array_documents().items():
+            for name, document in manifest.documents().items():
                 files.write_file(self.directory / name / METADATA_FILE, encode_document(document))
             files.write_file(self.directory / METADATA_FILE, encode_document(manifest.group_document()))
             files.fsync_tree(self.directory)

@@ -109,7 +109,7 @@ def ingest(
             workers=workers,
             mode=mode,
         )
-        shards = sum(len(entry.nbytes) for entry in store.manifest.columns.values())
+        shards = sum(entry.num_shards for entry in store.manifest.columns.values())
         _out.print(
             f"{dest}: {len(store):,} rows, columns {', '.join(store.columns)}, {shards} shard files, "
             f"{_size(store.nbytes)} of data, {_size(store.stored_nbytes)} on disk",
@@ -333,13 +333,14 @@ def _describe(store: shardstore.Store) -> dict[str, Any]:
         "shard_rows": manifest.shard_rows,
         "columns": {
             name: {
-                "dtype": str(entry.layout.field.dtype),
-                "row_shape": list(entry.layout.field.row_shape),
-                "codec": str(entry.layout.codec),
-                "chunk_rows": entry.layout.chunk_rows,
-                "shards": len(entry.nbytes),
-                "nbytes": store[name].nbytes,
-                "stored_nbytes": int(entry.nbytes.sum()),
+                "kind": entry.field.kind,
+                "dtype": str(entry.field.dtype),
+                "row_shape": list(entry.field.row_shape),
+                "codec": str(entry.data.layout.codec),
+                "chunk_rows": entry.data.layout.chunk_rows,
+                "shards": entry.num_shards,
+                "nbytes": entry.nbytes,
+                "stored_nbytes": entry.stored_nbytes,
             }
             for name, entry in manifest.columns.items()
         },

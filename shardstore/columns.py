@@ -1,4 +1,4 @@
-"""Writing columns: rows go into one shard file after the other."""
+"""Writing columns: rows go into one shard file after the other, those of a ragged column into two arrays."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.manifest import ColumnEntry
-from shardstore.schema import ColumnLayout
+from shardstore.manifest import ArrayEntry, ColumnEntry
+from shardstore.ragged import Ragged
+from shardstore.schema import ArrayLayout, ColumnLayout
 from shardstore.shardfile import ShardRecord, ShardWriter
 
 
-class ColumnWriter:
-    """Writes rows into a column's shard files, from shard `first_shard` on.
+class ArrayWriter:
+    """Writes rows into an array's shard files, from shard `first_shard` on.
 
     A context manager: leaving it without `finish` removes the unfinished shard file.
     """
 
-    def __init__(self, store: Path, layout: ColumnLayout, first_shard: int = 0) -> None:
+    def __init__(self, store: Path, layout: ArrayLayout, first_shard: int = 0) -> None:
         self._store = store
         self._layout = layout
         self._first_shard = first_shard
@@ -65,10 +66,53 @@ class ColumnWriter:
             self._shard = None
 
 
-def column_entry(layout: ColumnLayout, records: Sequence[ShardRecord]) -> ColumnEntry:
-    """Put the records of a column's shards, in order, into its manifest entry."""
-    return ColumnEntry(
+class ColumnWriter:
+    """Writes rows into a column. A context manager like `ArrayWriter`."""
+
+    def __init__(self, store: Path, layout: ColumnLayout) -> None:
+        self._layout = layout
+        self._data = ArrayWriter(store, layout.data)
+        self._ranges = None if layout.ranges is None else ArrayWriter(store, layout.ranges)
+        self._rows = 0
+        self._items = 0
+
+    def append(self, rows: NDArray[Any] | Ragged) -> None:
+        """Write any number of rows: a C-contiguous array of the field's dtype, or a `Ragged` of it."""
+        if isinstance(rows, Ragged):
+            assert self._ranges is not None
+            offsets = rows.offsets + self._items
+            self._data.append(rows.values)
+            self._ranges.append(np.stack([offsets[:-1], offsets[1:]], axis=1))
+            self._items += len(rows.values)
+        else:
+            self._data.append(rows)
+        self._rows += len(rows)
+
+    def finish(self) -> ColumnEntry:
+        """Complete the last shards and return what the manifest says of the column."""
+        if self._ranges is None:
+            return ColumnEntry(self._layout.field, array_entry(self._layout.data, self._rows, self._data.finish()))
+        assert self._layout.ranges is not None
+        data = array_entry(self._layout.data, self._items, self._data.finish())
+        ranges = array_entry(self._layout.ranges, self._rows, self._ranges.finish())
+        return ColumnEntry(self._layout.field, data, ranges)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data.__exit__(kind, error, trace)
+        if self._ranges is not None:
+            self._ranges.__exit__(kind, error, trace)
+
+
+def array_entry(layout: ArrayLayout, rows: int, records: Sequence[ShardRecord]) -> ArrayEntry:
+    """Put the records of an array's shards, in order, into its manifest entry."""
+    return ArrayEntry(
         layout,
+        rows,
         np.array([record.nbytes for record in records], np.int64),
         np.array([record.footer_crc32c for record in records], np.int64),
     )

@@ -1,17 +1,21 @@
-"""Export: a store back to `.npy` files, one per column."""
+"""Export: a store back to `.npy` files."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardstore import files
 from shardstore.building import check_destination, explained_errors
 from shardstore.progress import Advance, byte_progress
+from shardstore.ragged import Ragged, offsets_of
+from shardstore.schema import EXTENDED_DTYPES, Field
 from shardstore.table import Column, Table
 
 _BLOCK_NBYTES = 4 << 20
@@ -19,6 +23,10 @@ _BLOCK_NBYTES = 4 << 20
 
 def export_npy(table: Table, directory: str | os.PathLike[str], progress: bool | None = None) -> list[Path]:
     """Write each column to `DIRECTORY/COLUMN.npy`, block by block, and return the files' paths.
+
+    A ragged column becomes `COLUMN.values.npy` and `COLUMN.offsets.npy` (int64, one more than rows; strings and bytes
+    have uint8 values), a categorical one the numbers in `COLUMN.npy` and their names in `COLUMN.categories.npy`. Types
+    that NumPy's files do not have (bfloat16, float8) are written as the integers of their bits.
 
     The directory must not exist; it appears whole, or not at all.
 
@@ -32,25 +40,46 @@ def export_npy(table: Table, directory: str | os.PathLike[str], progress: bool |
     """
     destination = Path(directory)
     check_destination(destination, "create")
+    names: list[str] = []
     with explained_errors(destination), byte_progress("export", table.nbytes, progress) as advance:
         partial = files.partial_directory(destination)
         try:
             for name in table.columns:
-                with (partial / f"{name}.npy").open("xb") as file:
-                    _write_column(table[name], file, advance)
+                names += _write_column(table[name], partial, advance)
             files.publish_directory(partial, destination)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return [destination / f"{name}.npy" for name in table.columns]
+    return [destination / name for name in names]
 
 
-def _write_column(column: Column, file: IO[bytes], advance: Advance) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(column.dtype), "fortran_order": False, "shape": column.shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    block_rows = max(1, _BLOCK_NBYTES // max(1, column.nbytes // max(1, len(column))))
-    for start in range(0, len(column), block_rows):
-        block = column[start : start + block_rows]
-        file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-        advance(block.nbytes)
-    file.flush()
-    os.fsync(file.fileno())
+def _write_column(column: Column, directory: Path, advance: Advance) -> list[str]:
+    """Write a column's files and return their names."""
+    field = column.field
+    if field.is_ragged:
+        offsets = offsets_of(column.lengths)
+        blocks = (rows.values for rows in column.blocks(_BLOCK_NBYTES) if isinstance(rows, Ragged))
+        values = f"{column.name}.values.npy"
+        _write_array(directory / values, field, (int(offsets[-1]), *field.row_shape), blocks, advance)
+        np.save(directory / f"{column.name}.offsets.npy", offsets)
+        return [values, f"{column.name}.offsets.npy"]
+    rows = (block for block in column.blocks(_BLOCK_NBYTES) if isinstance(block, np.ndarray))
+    _write_array(directory / f"{column.name}.npy", field, (len(column), *field.row_shape), rows, advance)
+    if field.kind != "categorical":
+        return [f"{column.name}.npy"]
+    np.save(directory / f"{column.name}.categories.npy", np.array(field.categories, np.str_))
+    return [f"{column.name}.npy", f"{column.name}.categories.npy"]
+
+
+def _write_array(
+    path: Path, field: Field, shape: tuple[int, ...], blocks: Iterable[NDArray[Any]], advance: Advance
+) -> None:
+    # What NumPy's files cannot name is written as what carries it.
+    dtype = field.stored_dtype if field.dtype.name in EXTENDED_DTYPES else field.dtype
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with path.open("xb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+            advance(block.nbytes)
+        file.flush()
+        os.fsync(file.fileno())

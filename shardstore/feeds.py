@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from shardstore.order import MixtureOrder, Order, RepeatedWindows, WindowShuffle
 from shardstore.order.orders import Window
+from shardstore.ragged import Ragged, Values, place_parts
+from shardstore.ragged_rows import rows_of_runs
 from shardstore.schema import Field
 from shardstore.selection import Rows
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Values]
 
 
 class Located(Protocol):
@@ -56,6 +58,9 @@ class RowSource(Protocol):
 
     def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """Read runs of consecutive rows of one column, one after the other, into the C-contiguous `out`."""
+
+    def read_ragged(self, name: str, rows: Rows) -> Ragged:
+        """Gather rows of one ragged column."""
 
     def store_rows(self, rows: Rows) -> Rows:
         """Return the store's numbers of some rows."""
@@ -131,7 +136,7 @@ class WindowFeed:
 class _StagedWindow:
     """The decoded rows of a window, in the places' order."""
 
-    def __init__(self, source: RowSource, window: Window, buffers: Arrays) -> None:
+    def __init__(self, source: RowSource, window: Window, buffers: dict[str, NDArray[Any]]) -> None:
         self.window = window
         self.buffers = buffers
         self.columns: Arrays = {}
@@ -139,11 +144,14 @@ class _StagedWindow:
         count = len(window)
         for name in source.decoded:
             field = source.schema[name]
+            if field.is_ragged:
+                self.columns[name] = source.read_ragged(name, rows_of_runs(starts, stops))
+                continue
             buffer = buffers.get(name)
             if buffer is None or len(buffer) < count:
                 buffer = buffers[name] = np.empty((count, *field.row_shape), field.dtype)
             self.columns[name] = buffer[:count]
-            source.read_runs(name, starts, stops, self.columns[name])
+            source.read_runs(name, starts, stops, buffer[:count])
 
 
 class _LocatedPlaces:
@@ -158,17 +166,26 @@ class _LocatedPlaces:
 
     def gather(self, start: int, stop: int) -> Arrays:
         source = self._feed.source
-        schema = source.schema
-        arrays = {name: np.empty((stop - start, *field.row_shape), field.dtype) for name, field in schema.items()}
+        merged = _Merged(stop - start)
         for window, where, places in self._parts(start, stop):
             staged = self._feed.staged(window)
             for name in source.decoded:
-                _pick(staged.columns[name], places, arrays[name], where)
-        if len(source.decoded) < len(schema):
-            rows = self._all_rows()[start:stop]
-            for name in schema.keys() - set(source.decoded):
-                source.read(name, rows, arrays[name])
-        return arrays
+                merged.add(name, where, staged.columns[name], places)
+        arrays = merged.arrays()
+        rows = self._all_rows()[start:stop] if len(source.decoded) < len(source.schema) else None
+        gathered: Arrays = {}
+        for name, field in source.schema.items():
+            if name in arrays:
+                gathered[name] = arrays[name]
+            elif field.is_ragged:
+                assert rows is not None
+                gathered[name] = source.read_ragged(name, rows)
+            else:
+                assert rows is not None
+                out = np.empty((stop - start, *field.row_shape), field.dtype)
+                source.read(name, rows, out)
+                gathered[name] = out
+        return gathered
 
     def names(self, start: int, stop: int) -> Arrays:
         return {"rows": self._feed.source.store_rows(self._all_rows()[start:stop]).copy()}
@@ -226,7 +243,7 @@ class _LocatedParts:
         return self._merged(start, stop, named)
 
     def _merged(self, start: int, stop: int, read: Callable[[int, Located, int, int], Arrays]) -> Arrays:
-        merged: Arrays = {}
+        merged = _Merged(stop - start)
         for number, where, located in self._parts:
             first, last = np.searchsorted(where, (start, stop)).tolist()
             if first == last:
@@ -235,15 +252,34 @@ class _LocatedParts:
             if last - first == stop - start:
                 return arrays
             for name, array in arrays.items():
-                if name not in merged:
-                    merged[name] = np.empty((stop - start, *array.shape[1:]), array.dtype)
-                merged[name][where[first:last] - start] = array
-        return merged
+                merged.add(name, where[first:last] - start, array)
+        return merged.arrays()
 
 
-def _pick(array: NDArray[Any], places: Rows, out: NDArray[Any], where: slice | Rows) -> None:
-    if isinstance(where, slice):
-        # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
-        array.take(places, axis=0, out=out[where], mode="clip")
-    else:
-        out[where] = array.take(places, axis=0)
+class _Merged:
+    """Fresh columns of `count` rows that come in parts."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._fixed: dict[str, NDArray[Any]] = {}
+        self._ragged: dict[str, list[tuple[slice | Rows, Ragged]]] = {}
+
+    def add(self, name: str, where: slice | Rows, rows: Values, places: Rows | None = None) -> None:
+        """Put some rows, or those at some places of them, where they belong."""
+        if isinstance(rows, Ragged):
+            self._ragged.setdefault(name, []).append((where, rows if places is None else rows[places]))
+            return
+        out = self._fixed.get(name)
+        if out is None:
+            out = self._fixed[name] = np.empty((self._count, *rows.shape[1:]), rows.dtype)
+        if places is None:
+            out[where] = rows
+        elif isinstance(where, slice):
+            # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
+            rows.take(places, axis=0, out=out[where], mode="clip")
+        else:
+            out[where] = rows.take(places, axis=0)
+
+    def arrays(self) -> Arrays:
+        """Return the columns."""
+        return {**self._fixed, **{name: place_parts(parts) for name, parts in self._ragged.items()}}

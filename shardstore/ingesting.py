@@ -18,10 +18,11 @@ from itertools import accumulate
 from pathlib import Path
 
 from shardstore.building import Mode, building, check_destination, explained_errors
-from shardstore.columns import ColumnWriter, column_entry
+from shardstore.columns import ArrayWriter, array_entry
 from shardstore.errors import DestinationError, SourceError
+from shardstore.manifest import ColumnEntry
 from shardstore.progress import Advance, byte_progress
-from shardstore.schema import DEFAULT_SHARD_BYTES, ColumnLayout, plan_layouts
+from shardstore.schema import DEFAULT_SHARD_BYTES, ArrayLayout, plan_layouts
 from shardstore.shardfile import ShardRecord
 from shardstore.sources.inputs import Inputs, Part, collect_inputs
 from shardstore.sources.paths import Paths, is_directory_source, order_note
@@ -78,14 +79,19 @@ def ingest(
         _log.info(note)
     layouts = plan_layouts(inputs.fields, codec, shard_bytes, chunk_bytes)
     with building(destination, mode) as build:
-        tasks = [task for name in layouts for task in _tasks(build.directory, layouts[name], inputs.parts[name])]
+        tasks = [task for name in layouts for task in _tasks(build.directory, layouts[name].data, inputs.parts[name])]
         with byte_progress("ingest", inputs.nbytes, progress) as advance, explained_errors(destination):
             records = _run(tasks, workers, advance)
         entries = {
-            name: column_entry(layout, [r for t in tasks if t.layout is layout for r in records[t]])
+            name: ColumnEntry(
+                layout.field,
+                array_entry(
+                    layout.data, inputs.rows, [r for t in tasks if t.layout is layout.data for r in records[t]]
+                ),
+            )
             for name, layout in layouts.items()
         }
-        shard_rows = next(iter(layouts.values())).shard_rows
+        shard_rows = next(iter(layouts.values())).data.shard_rows
         build.commit(inputs.rows, shard_rows, entries, inputs.provenance())
     return open_store(destination)
 
@@ -104,7 +110,7 @@ class ShardTask:
     """
 
     directory: Path
-    layout: ColumnLayout
+    layout: ArrayLayout
     parts: tuple[Part, ...]
     start: int
     stop: int
@@ -118,7 +124,7 @@ class ShardTask:
     def run(self, advance: Advance, cancelled: threading.Event | None = None) -> list[ShardRecord]:
         """Write the shards and return their records; stop early, with no record, once `cancelled` is set."""
         block_rows = max(1, BLOCK_BYTES // max(1, self.layout.field.row_nbytes))
-        with ColumnWriter(self.directory, self.layout, self.first_shard) as column:
+        with ArrayWriter(self.directory, self.layout, self.first_shard) as column:
             first = 0
             for part in self.parts:
                 start, stop = max(0, self.start - first), min(part.rows, self.stop - first)
@@ -140,7 +146,7 @@ def _run_quietly(task: ShardTask) -> list[ShardRecord]:
     return task.run(lambda nbytes: None)
 
 
-def _tasks(directory: Path, layout: ColumnLayout, parts: list[Part]) -> Iterator[ShardTask]:
+def _tasks(directory: Path, layout: ArrayLayout, parts: list[Part]) -> Iterator[ShardTask]:
     """Cut a column's work into one task per shard, or into a single one where the sources come as streams."""
     ends = list(accumulate(part.rows for part in parts))
     rows = ends[-1]

@@ -175,7 +175,7 @@ class Mixture(Streamable):
     def _orders(self, shuffle: Shuffle, seeds: list[int], window_bytes: int | str, lanes: int) -> tuple[Order, ...]:
         return tuple(
             choose_order(
-                [table.files.layout(name) for name in table.files.columns],
+                [table.files.chunking(name) for name in table.files.columns],
                 table.selection,
                 shuffle,
                 seed,

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from shardstore.order import FullShuffle, Order, Sections, Sequential, WindowShuffle, check_int
-from shardstore.schema import ColumnLayout, parse_bytes
+from shardstore.schema import Chunking, parse_bytes
 from shardstore.selection import Selection
 
 Shuffle = bool | Literal["full", "window"]
@@ -23,7 +23,7 @@ SCATTERED_SECTION_ROWS = 1024
 
 
 def choose_order(
-    layouts: Iterable[ColumnLayout],
+    columns: Iterable[Chunking],
     selection: Selection,
     shuffle: Shuffle,
     seed: int,
@@ -36,7 +36,7 @@ def choose_order(
     with the same seed go side by side.
 
     Args:
-        layouts: those of all columns of the store.
+        columns: what it takes to read each of the store's columns.
         selection: which of the store's rows the order is of.
         shuffle: False, True (`"window"` if any of the columns is compressed, else `"full"`), `"full"` or `"window"`.
         seed: any integer.
@@ -56,8 +56,8 @@ def choose_order(
     if lanes < 1:
         raise ValueError(f"lanes is {lanes}; expected at least 1")
     window_nbytes = parse_bytes(window_bytes)
-    stored = [layout for layout in layouts if layout.field.row_nbytes]
-    decoded = [layout for layout in stored if not layout.codec.is_raw]
+    stored = [column for column in columns if column.row_nbytes]
+    decoded = [column for column in stored if column.decoded]
     if shuffle is True:
         shuffle = "window" if decoded else "full"
     if lanes > 1 and shuffle != "window":
@@ -67,8 +67,8 @@ def choose_order(
     if shuffle == "full":
         return FullShuffle(len(selection), int(seed))
     cut = decoded or stored
-    chunk_rows = [layout.chunk_rows for layout in cut] or [1]
-    window_rows = window_nbytes // max(1, sum(layout.field.row_nbytes for layout in cut))
+    chunk_rows = [column.chunk_rows for column in cut] or [1]
+    window_rows = window_nbytes // max(1, sum(column.row_nbytes for column in cut))
     # Whole chunks of all columns, so that each is decoded once; but where the longest (those of narrow columns) would
     # leave few sections in a window, sections are as short as the wide columns' chunks, and narrow ones are cached.
     mixed = 1 << (max(1, window_rows // MIN_SECTIONS).bit_length() - 1)

@@ -20,9 +20,9 @@ from shardstore.decoding import for_each
 from shardstore.errors import CorruptionError
 from shardstore.files import Directory
 from shardstore.locks import ForkSafeLock
-from shardstore.manifest import ColumnEntry
+from shardstore.manifest import ArrayEntry
 from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
-from shardstore.schema import ColumnLayout
+from shardstore.ragged import join_runs
 from shardstore.selection import Rows
 from shardstore.shardfile import (
     RESTORE,
@@ -56,32 +56,32 @@ class Reader(Protocol):
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """Copy runs of consecutive rows, one after the other, into the C-contiguous `out`."""
 
+    def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
+        """Return a fresh array of runs of consecutive rows, one after the other."""
 
-def open_reader(
-    directory: Directory, entry: ColumnEntry, rows: int, chunks: ChunkCache, contiguous: bool = True
-) -> Reader:
-    """Open the reader that suits a column.
+
+def open_reader(directory: Directory, entry: ArrayEntry, chunks: ChunkCache, contiguous: bool = True) -> Reader:
+    """Open the reader that suits an array.
 
     Args:
         directory: the store's directory.
-        entry: the column.
-        rows: the store's rows.
+        entry: the array.
         chunks: where decoded chunks are kept.
-        contiguous: whether to try one mapping of all shards where the column is raw.
+        contiguous: whether to try one mapping of all shards where the array is raw.
 
     Raises:
-        CorruptionError: if any of the column's shard files is missing, short or overlong.
+        CorruptionError: if any of the array's shard files is missing, short or overlong.
     """
     layout = entry.layout
-    if not rows or not layout.field.row_nbytes:
-        return EmptyReader(layout, rows)
-    check_shards(directory, layout.shard_keys(rows), entry.nbytes.tolist())
+    if not entry.rows or not layout.field.row_nbytes:
+        return EmptyReader(entry)
+    check_shards(directory, entry.keys, entry.nbytes.tolist())
     if not layout.codec.is_raw:
-        return ChunkReader(directory, entry, rows, chunks)
+        return ChunkReader(directory, entry, chunks)
     if contiguous:
         with suppress(CannotMapError):
-            return ContiguousReader(directory, entry, rows)
-    return ShardwiseReader(directory, entry, rows)
+            return ContiguousReader(directory, entry)
+    return ShardwiseReader(directory, entry)
 
 
 class EmptyReader:
@@ -89,8 +89,9 @@ class EmptyReader:
 
     slices_are_views = True
 
-    def __init__(self, layout: ColumnLayout, rows: int) -> None:
-        self._array = np.empty((rows, *layout.field.row_shape), layout.field.dtype)
+    def __init__(self, entry: ArrayEntry) -> None:
+        layout = entry.layout
+        self._array = np.empty((entry.rows, *layout.field.row_shape), layout.field.dtype)
         self._array.flags.writeable = False
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
@@ -103,6 +104,10 @@ class EmptyReader:
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """There is nothing to copy."""
 
+    def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
+        """Return as many rows of nothing."""
+        return np.empty((int((stops - starts).sum()), *self._array.shape[1:]), self._array.dtype)
+
 
 class ContiguousReader:
     """Reads a raw column as one array; maps a shard's part of it when a row of that shard is first asked for.
@@ -110,9 +115,9 @@ class ContiguousReader:
     `take` and `slice` raise `CannotMapError` where the process has run out of mappings since.
     """
 
-    def __init__(self, directory: Directory, entry: ColumnEntry, rows: int) -> None:
-        layout = entry.layout
-        keys, sizes = layout.shard_keys(rows), entry.nbytes.tolist()
+    def __init__(self, directory: Directory, entry: ArrayEntry) -> None:
+        layout, rows = entry.layout, entry.rows
+        keys, sizes = entry.keys, entry.nbytes.tolist()
         spacing = spacing_nbytes(layout.shard_nbytes, layout.field.row_nbytes)
         last = layout.rows_in_shard(len(keys) - 1, rows) * layout.field.row_nbytes
         data_nbytes = [layout.shard_nbytes] * (len(keys) - 1) + [last]
@@ -151,6 +156,20 @@ class ContiguousReader:
         """Copy run by run."""
         _copy_slices(self, starts, stops, out)
 
+    def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
+        """Copy all runs at once where there are no phantom rows."""
+        if self._phantom_rows:
+            return _joined(self, self._array, starts, stops)
+        if not self._files.complete:
+            self._map_runs(starts, stops)
+        return join_runs(self._array, starts, stops)[0]
+
+    def _map_runs(self, starts: Rows, stops: Rows) -> None:
+        filled = starts < stops
+        firsts, lasts = starts[filled] >> self._shift, (stops[filled] - 1) >> self._shift
+        inner = [np.arange(a + 1, b) for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True) if a + 1 < b]
+        self._files.ensure(np.concatenate([firsts, lasts, *inner]))
+
 
 class ShardwiseReader:
     """Reads a raw column through a mapping per shard, of which it keeps a bounded number."""
@@ -158,10 +177,10 @@ class ShardwiseReader:
     MAX_OPEN = 512
     slices_are_views = False
 
-    def __init__(self, directory: Directory, entry: ColumnEntry, rows: int) -> None:
+    def __init__(self, directory: Directory, entry: ArrayEntry) -> None:
         self._directory = directory
         self._entry = entry
-        self._rows = rows
+        self._rows = entry.rows
         self._maps: BoundedCache[int, NDArray[Any]] = BoundedCache(self.MAX_OPEN, lambda shard: 1)
 
     def _map(self, shard: int) -> NDArray[Any]:
@@ -202,6 +221,11 @@ class ShardwiseReader:
         """Copy run by run."""
         _copy_slices(self, starts, stops, out)
 
+    def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
+        """Copy run by run."""
+        field = self._entry.layout.field
+        return _joined(self, np.empty((0, *field.row_shape), field.dtype), starts, stops)
+
 
 class ChunkReader:
     """Reads a compressed column: decodes the chunks that hold the asked-for rows, each once a call."""
@@ -211,12 +235,12 @@ class ChunkReader:
     _MAX_OPEN = 64  # of 1,024 descriptors that a process usually may have
     _SPAN_CHUNKS = 8  # that are read at once and decoded by one thread
 
-    def __init__(self, directory: Directory, entry: ColumnEntry, rows: int, chunks: ChunkCache) -> None:
+    def __init__(self, directory: Directory, entry: ArrayEntry, chunks: ChunkCache) -> None:
         self._directory = directory
         self._entry = entry
         self._chunks = chunks
         self._layout = entry.layout
-        self._rows = rows
+        self._rows = entry.rows
         self._files: BoundedCache[int, OpenShard] = BoundedCache(self._MAX_OPEN, lambda file: 1)
         self._footers: BoundedCache[int, Footer] = BoundedCache(
             self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
@@ -277,6 +301,11 @@ class ChunkReader:
         for_each(decode, spans)
         for_each(copy, list(parts))
 
+    def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
+        """Decode runs of rows into a fresh array, each chunk once."""
+        field = self._layout.field
+        return _joined(self, np.empty((0, *field.row_shape), field.dtype), starts, stops)
+
     def _can_follow(self, spans: list[tuple[int, int, int]], chunk: int) -> bool:
         """Whether a chunk lies behind the last span in the same file, and there are not enough chunks in that."""
         if not spans or not chunk % self._layout.slots:
@@ -330,6 +359,12 @@ def _copy_slices(reader: Reader, starts: Rows, stops: Rows, out: NDArray[Any]) -
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         out[place : place + stop - start] = reader.slice(start, stop)
         place += stop - start
+
+
+def _joined(reader: Reader, like: NDArray[Any], starts: Rows, stops: Rows) -> NDArray[Any]:
+    out = np.empty((int((stops - starts).sum()), *like.shape[1:]), like.dtype)
+    reader.take_runs(starts, stops, out)
+    return out
 
 
 def _runs(start: int, stop: int, unit: int) -> Iterator[tuple[int, int, int]]:

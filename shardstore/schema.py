@@ -1,4 +1,4 @@
-"""What a row holds (`Field`) and how a column of it is cut into shards and chunks (`ColumnLayout`).
+"""What a row holds (`Field`), and how a column of it is cut into shards and chunks (`ColumnLayout`, `ArrayLayout`).
 
 Pure, frozen values: nothing here touches a file.
 """
@@ -6,10 +6,10 @@ Pure, frozen values: nothing here touches a file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,11 @@ STORED_DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
 )
+# What ml_dtypes adds to NumPy, by the dtype that carries it; torch has these, too.
+EXTENDED_DTYPES = {
+    "bfloat16": "uint16",
+    **dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), "uint8"),
+}
 # Keys that a batch has beside its columns.
 RESERVED_NAMES = ("rows", "mask")
 DEFAULT_SHARD_BYTES = "256MiB"
@@ -57,6 +62,10 @@ def check_name(name: str) -> str:
     return name
 
 
+Kind = Literal["fixed", "ragged", "utf8", "binary", "categorical"]
+RAGGED_KINDS: tuple[Kind, ...] = ("ragged", "utf8", "binary")
+
+
 @dataclass(frozen=True)
 class Field:
     """One column's part of a row.
@@ -64,16 +73,29 @@ class Field:
     Attributes:
         name: the column's name.
         dtype: the little-endian NumPy dtype that readers get. Beside the stored dtypes these are
-            `datetime64` and `timedelta64` (stored as int64) and fixed-width bytes `S<n>` (stored as uint8).
-        row_shape: the shape of one row; `()` for a column of scalars.
+            `datetime64` and `timedelta64` (stored as int64), fixed-width bytes `S<n>` (stored as uint8), and
+            bfloat16 and the float8 types of `ml_dtypes` (stored as uint16 and uint8).
+        row_shape: the shape of one row, `()` for a column of scalars; of a ragged column, the shape of one item.
+        kind: `"fixed"`: all rows have one shape. `"ragged"`: a row is any number of items. `"utf8"`, `"binary"`: a row
+            is a string or bytes, a ragged row of uint8. `"categorical"`: a fixed row of numbers of categories.
+        categories: the names that a categorical column's numbers stand for, in their order; else empty.
     """
 
     name: str
     dtype: np.dtype[Any]
     row_shape: tuple[int, ...]
+    kind: Kind = "fixed"
+    categories: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, dtype: np.dtype[Any], row_shape: Iterable[int]) -> Field:
+    def of(
+        cls,
+        name: str,
+        dtype: np.dtype[Any],
+        row_shape: Iterable[int],
+        kind: Kind = "fixed",
+        categories: Iterable[str] = (),
+    ) -> Field:
         """Check a column's name and dtype; raise `SchemaError` if they cannot be stored."""
         dtype = np.dtype(dtype).newbyteorder("<")
         if not _is_storable(dtype):
@@ -83,11 +105,16 @@ class Field:
             elif dtype.kind == "U":
                 hint = "; encode the strings as fixed-width bytes (dtype 'S')"
             raise SchemaError(f"column {name!r} has dtype {dtype}, which cannot be stored{hint}")
-        return cls(check_name(name), dtype, tuple(int(n) for n in row_shape))
+        return cls(check_name(name), dtype, tuple(int(n) for n in row_shape), kind, tuple(categories))
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether rows differ in length."""
+        return self.kind in RAGGED_KINDS
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of one row."""
+        """Bytes of one row; of a ragged column, of one item."""
         return self.dtype.itemsize * prod(self.row_shape)
 
     @property
@@ -95,6 +122,8 @@ class Field:
         """The Zarr data type that carries `dtype`."""
         if self.dtype.kind in "mM":
             return np.dtype("<i8")
+        if self.dtype.name in EXTENDED_DTYPES:
+            return np.dtype(EXTENDED_DTYPES[self.dtype.name]).newbyteorder("<")
         return np.dtype("u1") if self.dtype.kind == "S" else self.dtype
 
     @property
@@ -102,19 +131,39 @@ class Field:
         """`row_shape` in items of the stored dtype: fixed-width bytes add an axis."""
         return (*self.row_shape, self.dtype.itemsize) if self.dtype.kind == "S" else self.row_shape
 
+    @property
+    def plain(self) -> Field:
+        """The same as a row of an array that knows nothing of kinds."""
+        return Field(self.name, self.dtype, self.row_shape)
+
+    @property
+    def values(self) -> Field:
+        """What an item of a ragged column's values is, as a row of an array of its own."""
+        return Field(f"{self.name}/values", self.dtype, self.row_shape)
+
+    @property
+    def ranges(self) -> Field:
+        """Where a row of a ragged column begins and ends in its values, as a row of an array of its own."""
+        return Field(f"{self.name}/ranges", np.dtype("<i8"), (2,))
+
     def __str__(self) -> str:
         shape = "×".join(map(str, self.row_shape))
-        return f"{self.dtype}[{shape}]" if self.row_shape else str(self.dtype)
+        items = f"{self.dtype}[{shape}]" if self.row_shape else str(self.dtype)
+        if self.kind == "categorical":
+            return f"categorical of {len(self.categories):,}"
+        return {"fixed": items, "ragged": f"ragged {items}"}.get(self.kind, self.kind)
 
 
 @dataclass(frozen=True)
-class ColumnLayout:
-    """How one column is cut: shard *i* holds rows `[i·shard_rows, (i+1)·shard_rows)`, in chunks of `chunk_rows`.
+class ArrayLayout:
+    """How one array is cut: shard *i* holds rows `[i·shard_rows, (i+1)·shard_rows)`, in chunks of `chunk_rows`.
+
+    A fixed column is one array. A ragged one is two: its values, whose rows are items, and its ranges.
 
     Attributes:
-        field: what one row holds.
+        field: what one row holds; its name is the array's path in the store.
         codec: how a chunk is stored.
-        shard_rows: rows of every shard but the last, the same for all fixed columns of a store.
+        shard_rows: rows of every shard but the last.
         chunk_rows: rows of a chunk; divides `shard_rows`.
     """
 
@@ -143,7 +192,7 @@ class ColumnLayout:
         return -(-rows // self.shard_rows) if self.field.row_nbytes else 0
 
     def rows_in_shard(self, shard: int, rows: int) -> int:
-        """Return how many of a column's `rows` rows lie in one shard."""
+        """Return how many of an array's `rows` rows lie in one shard."""
         return min(self.shard_rows, rows - shard * self.shard_rows)
 
     def chunks_for(self, shard_rows: int) -> int:
@@ -151,7 +200,7 @@ class ColumnLayout:
         return -(-shard_rows // self.chunk_rows)
 
     def shard_keys(self, rows: int) -> list[str]:
-        """Return the paths of all shard files of a column of `rows` rows, in order."""
+        """Return the paths of all shard files of an array of `rows` rows, in order."""
         before, after = f"{self.field.name}/c/", "/0" * len(self.field.stored_row_shape)
         return [f"{before}{shard}{after}" for shard in range(self.num_shards(rows))]
 
@@ -160,20 +209,52 @@ class ColumnLayout:
         return f"{self.field.name}/c/{shard}" + "/0" * len(self.field.stored_row_shape)
 
 
+@dataclass(frozen=True)
+class ColumnLayout:
+    """How one column is cut.
+
+    Attributes:
+        field: what a row holds.
+        data: the array of the rows; of a ragged column, that of its values.
+        ranges: of a ragged column, the array of each row's first item and one past its last; else None.
+    """
+
+    field: Field
+    data: ArrayLayout
+    ranges: ArrayLayout | None = None
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """What it takes to read rows of a column.
+
+    Attributes:
+        row_nbytes: decoded bytes of a row; of a ragged column, their mean, rounded up.
+        chunk_rows: rows of a chunk; of a ragged column, about.
+        decoded: whether chunks have to be decoded.
+    """
+
+    row_nbytes: int
+    chunk_rows: int
+    decoded: bool
+
+
 def plan_layouts(
     fields: Iterable[Field],
     codecs: str | Mapping[str, str],
     shard_bytes: int | str = DEFAULT_SHARD_BYTES,
     chunk_bytes: int | str | None = None,
+    shard_rows: int | None = None,
 ) -> dict[str, ColumnLayout]:
     """Choose the layout of every column of a new store.
 
     Args:
         fields: the columns, in order.
-        codecs: one codec for all, or one per column (columns that are not named are raw).
-        shard_bytes: target size of the widest column's shards.
+        codecs: one codec for all, or one per column (columns that are not named are raw). Ranges are always raw.
+        shard_bytes: target size of the widest column's shards, and of the shards of ragged columns' values.
         chunk_bytes: target size of a decoded chunk; by default 256 KiB raw and 64 KiB compressed, and less for narrow
             compressed columns beside wide ones.
+        shard_rows: rows of a shard where the store has them already; else chosen.
 
     Raises:
         SchemaError: if there is no column, a name comes twice, or a codec is unknown or for no column.
@@ -182,33 +263,71 @@ def plan_layouts(
     names = [field.name for field in fields]
     if not names:
         raise SchemaError("a store needs at least one column")
-    # Folder names must differ on file systems that fold case, too.
-    repeated = [name for i, name in enumerate(names) if name.lower() in [n.lower() for n in names[:i]]]
-    if repeated:
-        raise SchemaError(f"column {repeated[0]!r} is named twice (names that differ only in case count as one)")
+    check_different(names)
     by_name = dict.fromkeys(names, codecs) if isinstance(codecs, str) else dict(codecs)
     for name in by_name:
         if name not in names:
             raise SchemaError(f"a codec is given for column {name!r}, but the columns are {', '.join(names)}")
-    shard_rows = choose_shard_rows(max(field.row_nbytes for field in fields), parse_bytes(shard_bytes))
+    target = parse_bytes(shard_bytes)
+    if shard_rows is None:
+        shard_rows = choose_shard_rows(max(_row_array(field).row_nbytes for field in fields), target)
+    sizes = _ChunkSizes(
+        None if chunk_bytes is None else parse_bytes(chunk_bytes),
+        shard_rows,
+        {field: Codec.parse(by_name.get(field.name, "raw")) for field in fields},
+    )
+    layouts = {}
+    for field, codec in sizes.codecs.items():
+        if not field.is_ragged:
+            layouts[field.name] = ColumnLayout(field, ArrayLayout(field.plain, codec, shard_rows, sizes.of_rows(field)))
+            continue
+        items = choose_shard_rows(field.row_nbytes, target)
+        data = ArrayLayout(field.values, codec, items, sizes.of_items(field, items))
+        ranges = ArrayLayout(field.ranges, Codec.parse("raw"), shard_rows, sizes.of_rows(field))
+        layouts[field.name] = ColumnLayout(field, data, ranges)
+    return layouts
 
-    parsed = {name: Codec.parse(by_name.get(name, "raw")) for name in names}
-    widest = max((field.row_nbytes for field in fields if not parsed[field.name].is_raw), default=0)
 
-    def rows_of(nbytes: int, row_nbytes: int) -> int:
-        return min(shard_rows, _power_of_two_at_most(nbytes // max(1, row_nbytes)))
+def check_different(names: Sequence[str]) -> None:
+    """Raise `SchemaError` if two columns would have one folder: file systems that fold case count, too."""
+    repeated = [name for i, name in enumerate(names) if name.lower() in [n.lower() for n in names[:i]]]
+    if repeated:
+        raise SchemaError(f"column {repeated[0]!r} is named twice (names that differ only in case count as one)")
 
-    def chunk_rows(field: Field) -> int:
-        if chunk_bytes is not None:
-            return rows_of(parse_bytes(chunk_bytes), field.row_nbytes)
-        if parsed[field.name].is_raw:
-            return rows_of(RAW_CHUNK_BYTES, field.row_nbytes)
+
+def _row_array(field: Field) -> Field:
+    """Return the array that has an entry for each row of a column."""
+    return field.ranges if field.is_ragged else field
+
+
+@dataclass(frozen=True)
+class _ChunkSizes:
+    """How many rows or items the chunks of each column of a new store have."""
+
+    chunk_nbytes: int | None
+    shard_rows: int
+    codecs: Mapping[Field, Codec]
+
+    def of_rows(self, field: Field) -> int:
+        """Return the rows of a chunk of the array that has an entry for each row."""
+        row_nbytes = _row_array(field).row_nbytes
+        if self.chunk_nbytes is not None:
+            return self._fitting(self.chunk_nbytes, row_nbytes)
+        if field.is_ragged or self.codecs[field].is_raw:
+            return self._fitting(RAW_CHUNK_BYTES, row_nbytes)
         # What a row needs of all columns is decoded together: chunks of very different lengths would waste most of it.
-        alike = NARROW_CHUNK_FACTOR * rows_of(COMPRESSED_CHUNK_BYTES, widest)
-        least = rows_of(LEAST_CHUNK_BYTES, field.row_nbytes)
-        return min(rows_of(COMPRESSED_CHUNK_BYTES, field.row_nbytes), max(alike, least))
+        compressed = [f.row_nbytes for f, codec in self.codecs.items() if not codec.is_raw and not f.is_ragged]
+        alike = NARROW_CHUNK_FACTOR * self._fitting(COMPRESSED_CHUNK_BYTES, max(compressed))
+        least = self._fitting(LEAST_CHUNK_BYTES, row_nbytes)
+        return min(self._fitting(COMPRESSED_CHUNK_BYTES, row_nbytes), max(alike, least))
 
-    return {field.name: ColumnLayout(field, parsed[field.name], shard_rows, chunk_rows(field)) for field in fields}
+    def of_items(self, field: Field, shard_items: int) -> int:
+        """Return the items of a chunk of a ragged column's values."""
+        default = RAW_CHUNK_BYTES if self.codecs[field].is_raw else COMPRESSED_CHUNK_BYTES
+        return min(shard_items, power_of_two_at_most((self.chunk_nbytes or default) // max(1, field.row_nbytes)))
+
+    def _fitting(self, nbytes: int, row_nbytes: int) -> int:
+        return min(self.shard_rows, power_of_two_at_most(nbytes // max(1, row_nbytes)))
 
 
 def choose_shard_rows(widest_row_nbytes: int, shard_bytes: int) -> int:
@@ -217,7 +336,7 @@ def choose_shard_rows(widest_row_nbytes: int, shard_bytes: int) -> int:
     At least 4,096 where that keeps a shard below four times the target, so that shards are whole pages.
     """
     row_nbytes = max(1, widest_row_nbytes)
-    rows = _power_of_two_at_most(shard_bytes // row_nbytes)
+    rows = power_of_two_at_most(shard_bytes // row_nbytes)
     if rows < PAGE_ALIGNED_ROWS and PAGE_ALIGNED_ROWS * row_nbytes <= 4 * shard_bytes:
         return PAGE_ALIGNED_ROWS
     return rows
@@ -228,8 +347,20 @@ def _is_storable(dtype: np.dtype[Any]) -> bool:
         return np.datetime_data(dtype)[0] != "generic"
     if dtype.kind == "S":
         return dtype.itemsize > 0
-    return dtype.name in STORED_DTYPES
+    return dtype.name in STORED_DTYPES or dtype.name in EXTENDED_DTYPES
 
 
-def _power_of_two_at_most(value: int) -> int:
+def dtype_named(name: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of a name such as `"float32"`, `"datetime64[ns]"` or `"bfloat16"`.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    if name in EXTENDED_DTYPES:
+        import ml_dtypes  # noqa: F401, gives NumPy these dtypes; only columns of them pay for it
+    return np.dtype(name)
+
+
+def power_of_two_at_most(value: int) -> int:
+    """Return the largest power of two that is not above `value`, at least 1."""
     return 1 << (max(1, value).bit_length() - 1)

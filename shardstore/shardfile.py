@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shardstore.checksum import CHECKSUM_NBYTES, crc32c
 from shardstore.errors import CorruptionError, FormatError, ShardStoreError
 from shardstore.files import Directory
-from shardstore.schema import ColumnLayout
+from shardstore.schema import ArrayLayout
 
 ABSENT = np.uint64(2**64 - 1)
 _INDEX_ENTRY_NBYTES = 16
@@ -105,7 +105,7 @@ class ShardWriter:
     A context manager: leaving it without `finish` removes what was written.
     """
 
-    def __init__(self, path: Path, layout: ColumnLayout) -> None:
+    def __init__(self, path: Path, layout: ArrayLayout) -> None:
         self._path = path
         self._partial = path.with_name(f".{path.name}.partial")
         self._layout = layout
@@ -235,7 +235,7 @@ def _bad_shard(directory: Directory, key: str, nbytes: int, status: os.stat_resu
     return CorruptionError(f"{directory.path / key}: {problem}; {RESTORE}")
 
 
-def read_footer(descriptor: int, path: Path, layout: ColumnLayout, record: ShardRecord, rows: int) -> Footer:
+def read_footer(descriptor: int, path: Path, layout: ArrayLayout, record: ShardRecord, rows: int) -> Footer:
     """Read the footer of an open shard that holds `rows` rows, and check it against the manifest.
 
     Raises:
@@ -292,14 +292,14 @@ class ChunkError(ValueError):
         self.chunk = chunk
 
 
-def read_chunk(descriptor: int, layout: ColumnLayout, footer: Footer, chunk: int) -> NDArray[np.uint8]:
+def read_chunk(descriptor: int, layout: ArrayLayout, footer: Footer, chunk: int) -> NDArray[np.uint8]:
     """Return the decoded bytes of one chunk of an open shard; raise `ChunkError` if they are not what was written."""
     out = np.empty(layout.chunk_nbytes, np.uint8)
     read_chunks(descriptor, layout, footer, range(chunk, chunk + 1), out)
     return out
 
 
-def read_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, chunks: range, out: NDArray[np.uint8]) -> None:
+def read_chunks(descriptor: int, layout: ArrayLayout, footer: Footer, chunks: range, out: NDArray[np.uint8]) -> None:
     """Decode consecutive chunks of an open shard, one after the other, into the bytes `out`.
 
     Raises:
@@ -320,7 +320,7 @@ def read_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, chunks: r
             raise ChunkError(chunk, error) from error
 
 
-def check_chunks(descriptor: int, layout: ColumnLayout, footer: Footer, rows: int) -> Iterator[DamagedChunk | int]:
+def check_chunks(descriptor: int, layout: ArrayLayout, footer: Footer, rows: int) -> Iterator[DamagedChunk | int]:
     """Yield, for each chunk of an open shard of `rows` rows, its size in bytes, or the damage found in it."""
     for chunk in range(len(footer.checksums)):
         try:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.cache import BoundedCache
-from shardstore.errors import FormatError
+from shardstore.errors import CorruptionError, FormatError
 from shardstore.files import Directory
-from shardstore.manifest import Manifest, load_manifest
+from shardstore.manifest import ArrayEntry, Manifest, load_manifest
 from shardstore.mapping import CannotMapError
+from shardstore.ragged import Ragged, Values
+from shardstore.ragged_rows import slice_ragged, take_ragged
 from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, ChunkReader, Reader, open_reader
-from shardstore.schema import ColumnLayout, Field
+from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
 from shardstore.stream import Streamable
 from shardstore.table import Table
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     import zarr
 
     from shardstore.verify import VerifyReport
+
+T = TypeVar("T")
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -59,7 +65,7 @@ class StoreFiles:
         self._readers: dict[str, Reader] = {}
         # One budget for the decoded chunks of all columns.
         self._chunks: ChunkCache = BoundedCache(CHUNK_CACHE_NBYTES, lambda chunk: chunk.nbytes)
-        # Columns for which the process has run out of mappings.
+        # Arrays for which the process has run out of mappings.
         self._shardwise: set[str] = set()
         self._closed = False
 
@@ -94,43 +100,67 @@ class StoreFiles:
         self.manifest  # noqa: B018
 
     def field(self, name: str) -> Field:
-        """Return a column's dtype and row shape."""
-        return self.manifest.columns[name].layout.field
+        """Return what a row of a column holds."""
+        return self.manifest.columns[name].field
+
+    def chunking(self, name: str) -> Chunking:
+        """Return what it takes to read rows of a column."""
+        return self.manifest.columns[name].chunking
 
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
-        """Gather rows of a column, which must be in range, into the C-contiguous `out`."""
-        try:
-            self._reader(name).take(rows, out)
-            return
-        except CannotMapError:
-            self._read_shardwise(name)
-        # Behind the handler, so that nothing holds on to the reader whose mappings must go.
-        self._reader(name).take(rows, out)
+        """Gather rows of a fixed column, which must be in range, into the C-contiguous `out`."""
+        self._attempt(self._data(name), lambda reader: reader.take(rows, out))
 
     def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Read runs of consecutive rows of a column, one after the other, into the C-contiguous `out`."""
-        try:
-            self._reader(name).take_runs(starts, stops, out)
-            return
-        except CannotMapError:
-            self._read_shardwise(name)
-        self._reader(name).take_runs(starts, stops, out)
+        """Read runs of consecutive rows of a fixed column, one after the other, into the C-contiguous `out`."""
+        self._attempt(self._data(name), lambda reader: reader.take_runs(starts, stops, out))
 
-    def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_slice(self, name: str, start: int, stop: int) -> Values:
         """Return consecutive rows of a column, as a read-only view where that needs no copy."""
-        try:
-            return self._reader(name).slice(start, stop)
-        except CannotMapError:
-            self._read_shardwise(name)
-        return self._reader(name).slice(start, stop)
+        if self.field(name).is_ragged:
+            return slice_ragged(self, name, start, stop)
+        return self._attempt(self._data(name), lambda reader: reader.slice(start, stop))
+
+    def read_ragged(self, name: str, rows: Rows) -> Ragged:
+        """Gather rows of a ragged column, which must be in range."""
+        return take_ragged(self, name, rows)
+
+    def read_ranges(self, name: str, rows: Rows) -> NDArray[np.int64]:
+        """Return int64 `(rows, 2)`: the first item of each row of a ragged column and one past its last.
+
+        Raises:
+            CorruptionError: if one is not within the items.
+        """
+        entry = self.manifest.columns[name].ranges
+        assert entry is not None
+        ranges = np.empty((len(rows), 2), np.int64)
+        self._attempt(entry, lambda reader: reader.take(rows, ranges))
+        items = self.num_items(name)
+        wrong = (ranges[:, 0] < 0) | (ranges[:, 0] > ranges[:, 1]) | (ranges[:, 1] > items)
+        if wrong.any():
+            row = int(rows[wrong.argmax()])
+            start, stop = ranges[wrong.argmax()].tolist()
+            raise CorruptionError(
+                f"{self.path / name}, row {row:,}: its range [{start:,}, {stop:,}) is not within the {items:,} items "
+                "of the column; run shardstore verify, and restore the file from a copy or ingest again"
+            )
+        return ranges
+
+    def read_items(self, name: str, starts: Rows, stops: Rows) -> NDArray[Any]:
+        """Return a fresh array of runs of consecutive items of a ragged column, one after the other."""
+        return self._attempt(self._data(name), lambda reader: reader.join_runs(starts, stops))
+
+    def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return consecutive items of a ragged column, as a read-only view where that needs no copy."""
+        return self._attempt(self._data(name), lambda reader: reader.slice(start, stop))
+
+    def num_items(self, name: str) -> int:
+        """Return how many items all rows of a ragged column have."""
+        return self.manifest.columns[name].data.rows
 
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""
-        return self._reader(name).slices_are_views
-
-    def layout(self, name: str) -> ColumnLayout:
-        """Return how a column is cut."""
-        return self.manifest.columns[name].layout
+        return self._attempt(self._data(name), lambda reader: reader.slices_are_views)
 
     @property
     def store_id(self) -> str:
@@ -153,21 +183,29 @@ class StoreFiles:
         self._closed = True
         self._readers.clear()
 
-    def _reader(self, name: str) -> Reader:
-        reader = self._readers.get(name)
+    def _data(self, name: str) -> ArrayEntry:
+        return self.manifest.columns[name].data
+
+    def _attempt(self, entry: ArrayEntry, read: Callable[[Reader], T]) -> T:
+        """Read an array; through a mapping per shard where the process has run out of mappings."""
+        path = entry.layout.field.name
+        try:
+            return read(self._reader(path, entry))
+        except CannotMapError:
+            # Give up the one mapping of the array, from now on.
+            self._shardwise.add(path)
+            self._readers.pop(path, None)
+        # Behind the handler, so that nothing holds on to the reader whose mappings must go.
+        return read(self._reader(path, entry))
+
+    def _reader(self, path: str, entry: ArrayEntry) -> Reader:
+        reader = self._readers.get(path)
         if reader is None:
             if self._closed:
                 raise ValueError(f"the store {self.path} is closed")
-            directory, manifest = self._open()
-            contiguous = name not in self._shardwise
-            reader = open_reader(directory, manifest.columns[name], manifest.rows, self._chunks, contiguous)
-            self._readers[name] = reader
+            reader = open_reader(self._open()[0], entry, self._chunks, path not in self._shardwise)
+            self._readers[path] = reader
         return reader
-
-    def _read_shardwise(self, name: str) -> None:
-        """Give up the one mapping of a column, from now on."""
-        self._shardwise.add(name)
-        self._readers.pop(name, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         store_id = self._opened[1].store_id if self._opened is not None else self._store_id
@@ -216,7 +254,7 @@ class Store(Table):
     @property
     def stored_nbytes(self) -> int:
         """Bytes of all shard files on disk."""
-        return sum(int(entry.nbytes.sum()) for entry in self.manifest.columns.values())
+        return sum(column.stored_nbytes for column in self.manifest.columns.values())
 
     @property
     def chunks_decoded(self) -> int:

@@ -14,12 +14,13 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from shardstore.order import Order, Plan, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
+from shardstore.ragged import Ragged, Strings, Values
 from shardstore.sampling.draws import check_seed, draw
 from shardstore.sampling.parts import part_sizes, split_by_group, split_by_value, split_evenly
 from shardstore.schema import Field
 from shardstore.selection import Rows, Selection, normalize
 from shardstore.stream import Streamable, StreamSource, column_names, known_columns
-from shardstore.table_rows import ColumnFiles, TableRows
+from shardstore.table_rows import ColumnFiles, TableRows, take_rows
 
 # How many bytes `where` reads at a time.
 _SCAN_NBYTES = 8 << 20
@@ -52,17 +53,17 @@ class Table(Streamable):
 
     @property
     def schema(self) -> dict[str, Field]:
-        """Name, dtype and row shape of each column."""
+        """Name, dtype, row shape and kind of each column."""
         return {name: self.files.field(name) for name in self.columns}
 
     @property
     def row_nbytes(self) -> int:
-        """Decoded bytes of one row of all columns."""
-        return sum(field.row_nbytes for field in self.schema.values())
+        """Decoded bytes of one row of all columns; of ragged ones, their mean in the store, rounded up."""
+        return sum(self.files.chunking(name).row_nbytes for name in self.columns)
 
     @property
     def nbytes(self) -> int:
-        """Decoded bytes of all rows."""
+        """Decoded bytes of all rows; of ragged columns, about."""
         return self.num_rows * self.row_nbytes
 
     def __len__(self) -> int:
@@ -94,11 +95,11 @@ class Table(Streamable):
             index = slice(index, index + 1)
         return View(self.files, self.columns, self.selection.pick(index))
 
-    def where(self, predicate: Callable[[dict[str, NDArray[Any]]], ArrayLike], columns: str | Sequence[str]) -> View:
+    def where(self, predicate: Callable[[dict[str, Any]], ArrayLike], columns: str | Sequence[str]) -> View:
         """Return a view of the rows for which `predicate` holds.
 
         Args:
-            predicate: gets a dict of arrays of some consecutive rows; returns one boolean per row.
+            predicate: gets a dict of arrays (or `Ragged`) of some consecutive rows; returns one boolean per row.
             columns: the column or columns that it needs; only these are read, a block at a time.
 
         Raises:
@@ -195,13 +196,14 @@ class Table(Streamable):
         rows: Any,
         columns: str | Sequence[str] | None = None,
         out: Mapping[str, NDArray[Any]] | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """Gather rows, in the order given and as often as given, into fresh writable arrays.
+    ) -> dict[str, Any]:
+        """Gather rows, in the order given and as often as given, into fresh writable arrays (or `Ragged`).
 
         Args:
             rows: integers; negative ones count from the end.
             columns: the columns to read; all by default.
-            out: by column, C-contiguous arrays of the right shape and dtype to gather into instead.
+            out: by column, C-contiguous arrays of the right shape and dtype to gather into instead; only for fixed
+                columns.
         """
         names = self.columns if columns is None else self._known(column_names(columns))
         index = _as_rows(rows, self.num_rows)
@@ -227,8 +229,8 @@ class Table(Streamable):
         lanes: int = 1,
     ) -> Plan:
         """Return which rows of this table each step of each epoch has; see `batches` for the arguments."""
-        layouts = [self.files.layout(name) for name in self.files.columns]
-        return Plan(choose_order(layouts, self.selection, shuffle, seed, window_bytes, lanes), batch_size, remainder)
+        columns = [self.files.chunking(name) for name in self.files.columns]
+        return Plan(choose_order(columns, self.selection, shuffle, seed, window_bytes, lanes), batch_size, remainder)
 
     def source(self, order: Order) -> StreamSource:
         """Return the rows of this table in an order that its plan has."""
@@ -239,6 +241,8 @@ class Table(Streamable):
         if not isinstance(name, str):
             raise TypeError(f"{argument} is a {type(name).__name__}; expected the name of a column")
         column = Column(self, *self._known((name,)))
+        if column.field.kind == "utf8":
+            return np.unique(column[:].to_numpy(), return_inverse=True)[1]
         if column.ndim != 1:
             raise ValueError(
                 f"{argument}: column {name!r} has rows of shape {column.shape[1:]}; expected one value a row"
@@ -281,7 +285,8 @@ class Column:
     """One column of a table. Indexes like a NumPy array along its rows.
 
     A slice of a raw column is a read-only view into the mapped files, without a copy; integers and masks gather
-    into fresh writable arrays. `np.asarray(column)` gives all of it.
+    into fresh writable arrays. `np.asarray(column)` gives all of it. Several rows of a ragged column are a `Ragged`, of
+    strings a `Strings`, of bytes a `Blobs`; one row is an array, a `str` or `bytes`.
     """
 
     def __init__(self, table: Table, name: str) -> None:
@@ -296,14 +301,19 @@ class Column:
         return self._name
 
     @property
+    def field(self) -> Field:
+        """What a row holds."""
+        return self._field
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of its items."""
         return self._field.dtype
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """`(rows, *row_shape)`."""
-        return (len(self), *self._field.row_shape)
+    def shape(self) -> tuple[int | None, ...]:
+        """`(rows, *row_shape)`; of a ragged column `(rows, None, *item_shape)`."""
+        return (len(self), *((None,) if self._field.is_ragged else ()), *self._field.row_shape)
 
     @property
     def ndim(self) -> int:
@@ -312,8 +322,38 @@ class Column:
 
     @property
     def nbytes(self) -> int:
-        """Decoded bytes of all rows."""
-        return len(self) * self._field.row_nbytes
+        """Decoded bytes of all rows; of a ragged column, by their mean in the store."""
+        return len(self) * self._files.chunking(self._name).row_nbytes
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 `(rows,)`: the number of items of each row of a ragged column; of strings, of their bytes.
+
+        Raises:
+            TypeError: if all rows are of one shape.
+        """
+        if not self._field.is_ragged:
+            raise TypeError(f"column {self._name!r} is not ragged: each of its rows has shape {self._field.row_shape}")
+        rows = self._selection.resolve(np.arange(len(self), dtype=np.int64))
+        ranges = self._files.read_ranges(self._name, rows)
+        return ranges[:, 1] - ranges[:, 0]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The names that the numbers of a categorical column stand for; empty for others."""
+        return self._field.categories
+
+    def decode(self, codes: ArrayLike) -> NDArray[Any]:
+        """Return the names of categories by their numbers, as an array of NumPy's `StringDType` in the same shape.
+
+        Raises:
+            TypeError: if the column is not categorical.
+            IndexError: if a number is that of no category.
+        """
+        if self._field.kind != "categorical":
+            raise TypeError(f"column {self._name!r} holds {self._field}, which has no categories")
+        names: NDArray[Any] = np.array(self.categories, np.dtypes.StringDType())
+        return np.asarray(names[np.asarray(codes)])
 
     def __len__(self) -> int:
         return self._selection.count
@@ -330,26 +370,38 @@ class Column:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield row by row, reading a block at a time."""
-        block_rows = max(1, _SCAN_NBYTES // max(1, self._field.row_nbytes))
+        for block in self.blocks():
+            yield from block
+
+    def blocks(self, nbytes: int = _SCAN_NBYTES) -> Iterator[Values]:
+        """Yield all rows in order, about `nbytes` bytes of them at a time (at least one row)."""
+        block_rows = max(1, nbytes // max(1, self._files.chunking(self._name).row_nbytes))
         for start in range(0, len(self), block_rows):
-            yield from self[start : start + block_rows]
+            yield self[start : start + block_rows]
 
-    def take(self, rows: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Gather rows by number, in order, into a fresh array or into `out`."""
+    def take(self, rows: Any, out: NDArray[Any] | None = None) -> Values:
+        """Gather rows by number, in order, into a fresh array (or `Ragged`) or into `out`."""
         index = _as_rows(rows, self._selection.count)
-        if out is not None:
-            self._check_out(out, len(index))
-        return self._read(self._selection.resolve(index), out)
-
-    def _read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Gather int64 rows of the *store*, which are in range."""
         if out is None:
-            out = np.empty((len(rows), *self._field.row_shape), self._field.dtype)
-        self._files.read(self._name, rows, out)
+            return self._read(self._selection.resolve(index))
+        self._check_out(out, len(index))
+        self._files.read(self._name, self._selection.resolve(index), out)
         return out
 
+    def _read(self, rows: Rows) -> Values:
+        """Gather int64 rows of the *store*, which are in range."""
+        return take_rows(self._files, self._name, rows)
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        array: NDArray[Any] = self[:]
+        values: Values = self[:]
+        if isinstance(values, Strings):
+            return values.to_numpy()
+        if isinstance(values, Ragged):
+            raise TypeError(
+                f"the rows of column {self._name!r} differ in length, so they make no array: take column[:], a Ragged "
+                "with values and offsets, or column[:].to_padded()"
+            )
+        array = values
         if dtype is not None and np.dtype(dtype) != array.dtype:
             if copy is False:
                 raise ValueError(f"an array of {dtype} needs a copy of this column of {array.dtype}")
@@ -360,6 +412,8 @@ class Column:
         return f"Column({self._name!r}, shape={self.shape}, dtype={self.dtype})"
 
     def _check_out(self, out: NDArray[Any], count: int) -> None:
+        if self._field.is_ragged:
+            raise ValueError(f"out is for columns of one row shape, and column {self._name!r} holds {self._field}")
         shape = (count, *self._field.row_shape)
         if out.shape != shape or out.dtype != self.dtype or not (out.flags.c_contiguous and out.flags.writeable):
             raise ValueError(
@@ -367,12 +421,13 @@ class Column:
                 f"found {out.dtype} of shape {out.shape}"
             )
 
-    def _slice(self, picked: Selection) -> NDArray[Any]:
+    def _slice(self, picked: Selection) -> Values:
         if not picked.is_progression or not picked.count:
             return self._read(picked.resolve(np.arange(picked.count, dtype=np.int64)))
         first, last, step = picked.start, picked.row(picked.count - 1), picked.step
-        if step == 1 or self._files.slices_are_views(self._name):
-            return self._files.read_slice(self._name, min(first, last), max(first, last) + 1)[::step]
+        if step == 1 or (not self._field.is_ragged and self._files.slices_are_views(self._name)):
+            rows: Values = self._files.read_slice(self._name, min(first, last), max(first, last) + 1)[::step]
+            return rows
         return self._read(np.arange(first, last + step, step, dtype=np.int64))
 
 

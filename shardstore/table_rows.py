@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from shardstore.feeds import Feed, feed_of
 from shardstore.order import Order
-from shardstore.schema import ColumnLayout, Field
+from shardstore.ragged import Ragged, Values
+from shardstore.ragged_rows import rows_of_runs
+from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
 
 
@@ -29,20 +31,35 @@ class ColumnFiles(Protocol):
     def store_id(self) -> str:
         """What tells this store from all others, on every machine."""
 
-    def layout(self, name: str) -> ColumnLayout:
-        """Return how a column is cut."""
-
     def field(self, name: str) -> Field:
-        """Return a column's dtype and row shape."""
+        """Return what a row of a column holds."""
+
+    def chunking(self, name: str) -> Chunking:
+        """Return what it takes to read rows of a column."""
 
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
-        """Gather rows of a column into the C-contiguous `out`."""
+        """Gather rows of a fixed column into the C-contiguous `out`."""
 
     def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Read runs of consecutive rows of a column, one after the other, into the C-contiguous `out`."""
+        """Read runs of consecutive rows of a fixed column, one after the other, into the C-contiguous `out`."""
 
-    def read_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_slice(self, name: str, start: int, stop: int) -> Values:
         """Return consecutive rows of a column, as a view where that needs no copy."""
+
+    def read_ragged(self, name: str, rows: Rows) -> Ragged:
+        """Gather rows of a ragged column."""
+
+    def read_ranges(self, name: str, rows: Rows) -> NDArray[np.int64]:
+        """Return int64 `(rows, 2)`: the first item of each row of a ragged column and one past its last."""
+
+    def read_items(self, name: str, starts: Rows, stops: Rows) -> NDArray[Any]:
+        """Return a fresh array of runs of consecutive items of a ragged column, one after the other."""
+
+    def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return consecutive items of a ragged column, as a view where that needs no copy."""
+
+    def num_items(self, name: str) -> int:
+        """Return how many items all rows of a ragged column have."""
 
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""
@@ -58,11 +75,9 @@ class TableRows:
         self.columns = columns
         self.names = ("rows",)
         self.schema = {name: files.field(name) for name in columns}
-        self.row_nbytes = sum(field.row_nbytes for field in self.schema.values())
-        layouts = {name: files.layout(name) for name in columns}
-        self.decoded = tuple(
-            name for name, layout in layouts.items() if layout.field.row_nbytes and not layout.codec.is_raw
-        )
+        chunkings = {name: files.chunking(name) for name in columns}
+        self.row_nbytes = sum(chunking.row_nbytes for chunking in chunkings.values())
+        self.decoded = tuple(name for name, chunking in chunkings.items() if chunking.decoded)
 
     def feed(self) -> Feed:
         """Return a new feed of the rows in their order."""
@@ -72,14 +87,10 @@ class TableRows:
         """Return what tells these rows from others: the store and the selection, but not the columns."""
         return f"{self._files.store_id}/{self._selection.fingerprint()}"
 
-    def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
+    def gather(self, rows: Rows) -> dict[str, Values]:
         """Return fresh arrays of some rows of all columns."""
         resolved = self._selection.resolve(rows)
-        arrays = {}
-        for name, field in self.schema.items():
-            arrays[name] = np.empty((len(resolved), *field.row_shape), field.dtype)
-            self._files.read(name, resolved, arrays[name])
-        return arrays
+        return {name: take_rows(self._files, name, resolved) for name in self.columns}
 
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
         """Gather rows of one column into the C-contiguous `out`."""
@@ -91,10 +102,22 @@ class TableRows:
             first = self._selection.start
             self._files.read_runs(name, starts + first, stops + first, out)
             return
-        lengths = stops - starts
-        rows = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-        self._files.read(name, self._selection.resolve(rows), out)
+        self._files.read(name, self._selection.resolve(rows_of_runs(starts, stops)), out)
+
+    def read_ragged(self, name: str, rows: Rows) -> Ragged:
+        """Gather rows of one ragged column."""
+        return self._files.read_ragged(name, self._selection.resolve(rows))
 
     def store_rows(self, rows: Rows) -> Rows:
         """Return the store's numbers of some rows."""
         return self._selection.resolve(rows)
+
+
+def take_rows(files: ColumnFiles, name: str, rows: Rows) -> Values:
+    """Return a fresh array of some rows of one column."""
+    field = files.field(name)
+    if field.is_ragged:
+        return files.read_ragged(name, rows)
+    out = np.empty((len(rows), *field.row_shape), field.dtype)
+    files.read(name, rows, out)
+    return out

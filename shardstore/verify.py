@@ -13,7 +13,7 @@ from typing import Any
 from shardstore.decoding import cpu_count
 from shardstore.errors import CorruptionError, FormatError, ShardStoreError
 from shardstore.files import Directory
-from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest, read_manifest
+from shardstore.manifest import METADATA_FILE, ArrayEntry, Manifest, read_manifest
 from shardstore.progress import byte_progress
 from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_footer
 
@@ -76,16 +76,16 @@ class _ShardResult:
 def verify_store(directory: Directory, manifest: Manifest, progress: bool | None = None) -> VerifyReport:
     """Check the metadata of all arrays, and of every shard file its size, its footer and each chunk."""
     damages = [*_group_damages(directory, manifest), *_metadata_damages(directory, manifest)]
-    shards = [(entry, shard) for entry in manifest.columns.values() for shard in range(len(entry.nbytes))]
-    total = sum(int(entry.nbytes.sum()) for entry in manifest.columns.values())
+    shards = [(entry, shard) for entry in manifest.arrays for shard in range(len(entry.nbytes))]
+    total = sum(column.stored_nbytes for column in manifest.columns.values())
     with byte_progress("verify", total, progress) as advance, ThreadPoolExecutor(cpu_count()) as executor:
 
-        def verify(job: tuple[ColumnEntry, int]) -> _ShardResult:
-            return _verify_shard(directory, manifest.rows, *job, advance)
+        def verify(job: tuple[ArrayEntry, int]) -> _ShardResult:
+            return _verify_shard(directory, *job, advance)
 
         results = list(executor.map(verify, shards))
     return VerifyReport(
-        files=1 + len(manifest.columns) + len(shards),
+        files=1 + len(manifest.documents()) + len(shards),
         chunks=sum(result.chunks for result in results),
         nbytes=sum(result.nbytes for result in results),
         damages=(*damages, *(damage for result in results for damage in result.damages)),
@@ -107,7 +107,7 @@ def _group_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]
 
 
 def _metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
-    for name, expected in manifest.array_documents().items():
+    for name, expected in manifest.documents().items():
         key = f"{name}/{METADATA_FILE}"
         try:
             found = json.loads(directory.read(key))
@@ -118,13 +118,11 @@ def _metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Dama
             yield Damage(key, "the array's metadata does not match the manifest")
 
 
-def _verify_shard(
-    directory: Directory, rows: int, entry: ColumnEntry, shard: int, advance: Callable[[int], None]
-) -> _ShardResult:
+def _verify_shard(directory: Directory, entry: ArrayEntry, shard: int, advance: Callable[[int], None]) -> _ShardResult:
     layout = entry.layout
     key = layout.shard_key(shard)
     first_row = shard * layout.shard_rows
-    count = layout.rows_in_shard(shard, rows)
+    count = layout.rows_in_shard(shard, entry.rows)
     record = entry.record(shard)
     path = directory.path / key
     try:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from shardstore.building import Build, Mode, building, explained_errors
-from shardstore.columns import ColumnWriter, column_entry
+from shardstore.column_types import ColumnType, TypeLike, parse_type
+from shardstore.columns import ColumnWriter
+from shardstore.encoding import ColumnEncoder
 from shardstore.errors import DestinationError, SchemaError
-from shardstore.schema import DEFAULT_SHARD_BYTES, ColumnLayout, Field, plan_layouts
+from shardstore.ragged import Ragged, Values
+from shardstore.schema import DEFAULT_SHARD_BYTES, Field, plan_layouts
 
 
 class Writer:
@@ -31,6 +33,8 @@ class Writer:
         shard_bytes: target size of the widest column's shard files.
         chunk_bytes: target size of a decoded chunk; by default 256 KiB raw and 64 KiB compressed.
         mode: `"create"` (`dest` must not exist) or `"overwrite"` (replaces the store there).
+        types: by column, what its rows are where the first ones do not tell; see `shardstore.column_types`. Values are
+            cast to a declared dtype if none changes.
 
     Raises:
         DestinationError: if `dest` cannot be used, or its disk is full.
@@ -49,12 +53,16 @@ class Writer:
         shard_bytes: int | str = DEFAULT_SHARD_BYTES,
         chunk_bytes: int | str | None = None,
         mode: Mode = "create",
+        types: Mapping[str, ColumnType | TypeLike] | None = None,
     ) -> None:
         self._destination = Path(dest)
         self._options = (codec, shard_bytes, chunk_bytes)
         self._mode = mode
         self._rows = 0
-        self._layouts: dict[str, ColumnLayout] = {}
+        self._types = {name: parse_type(name, given) for name, given in (types or {}).items()}
+        self._encoders: dict[str, ColumnEncoder] = {}
+        self._fields: dict[str, Field] = {}
+        self._shard_rows = 0
         self._columns: dict[str, ColumnWriter] = {}
         self._resources = ExitStack()
         self._build: Build | None = None
@@ -67,8 +75,11 @@ class Writer:
         """Rows appended so far."""
         return self._rows
 
-    def append(self, rows: Mapping[str, ArrayLike]) -> None:
+    def append(self, rows: Mapping[str, Any]) -> None:
         """Write rows: by column, arrays of one length. The first call settles names, dtypes and row shapes.
+
+        A column's rows may also be a `Ragged`, or a list: of strings, of bytes, or of arrays. Arrays of one shape make
+        a fixed column, arrays that differ in length a ragged one; `types` settles it for good.
 
         Raises:
             SchemaError: if columns, dtypes, row shapes or lengths differ from what is expected; nothing of the
@@ -76,29 +87,30 @@ class Writer:
         """
         if self._build is None:
             raise ValueError("this Writer is not open: use it in a with statement")
-        masked = sys.modules.get("numpy.ma")  # an import of 15 ms; without it there is no masked array
-        for name, values in rows.items():
-            if masked is not None and isinstance(values, masked.MaskedArray):
-                raise SchemaError(f"column {name!r} is a masked array, and a store keeps no masks: fill it first")
-        arrays = {name: np.asarray(values) for name, values in rows.items()}
-        for name, array in arrays.items():
-            if array.ndim == 0:
-                raise SchemaError(f"column {name!r} is a single value; expected an array of rows")
-        if len({len(array) for array in arrays.values()}) > 1:
-            lengths = ", ".join(f"{name!r} has {len(array):,}" for name, array in arrays.items())
+        if self._fields and rows.keys() != self._fields.keys():
+            raise SchemaError(f"expected the columns {', '.join(self._fields)}, found {', '.join(rows) or 'none'}")
+        for name in self._types:
+            if name not in rows:
+                raise SchemaError(f"a type is given for column {name!r}, but the columns are {', '.join(rows)}")
+        encoders = self._encoders or {name: ColumnEncoder(name, self._types.get(name)) for name in rows}
+        encoded = {
+            name: encoders[name].encode(values, self._fields.get(name), self._rows) for name, values in rows.items()
+        }
+        if len({len(values) for values in encoded.values()}) > 1:
+            lengths = ", ".join(f"{name!r} has {len(values):,}" for name, values in encoded.items())
             raise SchemaError(f"all columns must have the same number of rows, but {lengths}")
-        fields = [Field.of(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
-        if not self._layouts:
+        fields = [encoders[name].field(values) for name, values in encoded.items()]
+        if not self._fields:
             self._start(fields)
+            self._encoders = encoders
         self._check(fields)
         self._refuse_if_torn()
         self._torn = True
         with explained_errors(self._destination):
             for field in fields:
-                block = _contiguous(arrays[field.name], field)
-                self._columns[field.name].append(block)
+                self._columns[field.name].append(_contiguous(encoded[field.name], field))
         self._torn = False
-        self._rows += len(next(iter(arrays.values())))
+        self._rows += len(next(iter(encoded.values())))
 
     def _refuse_if_torn(self) -> None:
         if self._torn:
@@ -106,31 +118,33 @@ class Writer:
 
     def _start(self, fields: list[Field]) -> None:
         assert self._build is not None
-        self._layouts = plan_layouts(fields, *self._options)
-        for name, layout in self._layouts.items():
+        layouts = plan_layouts(fields, *self._options)
+        for name, layout in layouts.items():
             column = ColumnWriter(self._build.directory, layout)
             self._columns[name] = self._resources.enter_context(column)
+            self._shard_rows = (layout.ranges or layout.data).shard_rows
+        self._fields = {field.name: field for field in fields}
 
     def _check(self, fields: list[Field]) -> None:
-        if {field.name for field in fields} != self._layouts.keys():
-            names = ", ".join(field.name for field in fields)
-            raise SchemaError(f"expected the columns {', '.join(self._layouts)}, found {names or 'none'}")
         for field in fields:
-            expected = self._layouts[field.name].field
-            if field != expected:
-                raise SchemaError(f"column {field.name!r} holds {expected}, but these rows are {field}")
+            expected = self._fields[field.name]
+            if field != expected and field.kind != "categorical":
+                hint = ""
+                if field.is_ragged != expected.is_ragged or (not expected.is_ragged and field.dtype == expected.dtype):
+                    hint = f'; if rows differ in length, say so: types={{"{field.name}": "ragged"}}'
+                raise SchemaError(f"column {field.name!r} holds {expected}, but these rows are {field}{hint}")
+            self._fields[field.name] = field
 
     def _commit(self) -> None:
         assert self._build is not None
         self._refuse_if_torn()
-        if not self._layouts:
+        if not self._fields:
             raise SchemaError("nothing was appended, so the store's columns are unknown")
         with explained_errors(self._destination):
             entries = {
-                name: column_entry(self._layouts[name], column.finish()) for name, column in self._columns.items()
+                name: replace(column.finish(), field=self._fields[name]) for name, column in self._columns.items()
             }
-        shard_rows = next(iter(self._layouts.values())).shard_rows
-        self._build.commit(self._rows, shard_rows, entries, {})
+        self._build.commit(self._rows, self._shard_rows, entries, {})
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -148,5 +162,8 @@ class Writer:
         self._build = None
 
 
-def _contiguous(array: NDArray[Any], field: Field) -> NDArray[Any]:
-    return np.ascontiguousarray(array, field.dtype).reshape(array.shape)
+def _contiguous(rows: Values, field: Field) -> Values:
+    if isinstance(rows, Ragged):
+        values = np.ascontiguousarray(rows.values, field.dtype).reshape(rows.values.shape)
+        return Ragged.checked(values, rows.offsets)
+    return np.ascontiguousarray(rows, field.dtype).reshape(rows.shape)

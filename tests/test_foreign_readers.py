@@ -89,7 +89,7 @@ def images_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     with shardstore.ingest(
         sources, folder / "store", codec=request.param, shard_bytes=64 * 784, chunk_bytes=3 * 784, progress=False
     ) as store:
-        assert store.manifest.columns["image"].layout.num_shards(301) == 5
+        assert store.manifest.columns["image"].data.layout.num_shards(301) == 5
     return {"path": folder / "store", "image": images, "label": labels}
 
 
@@ -111,7 +111,7 @@ def flights_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         chunk_bytes=1500,
         progress=False,
     ) as store:
-        assert store.manifest.columns["x"].layout.num_shards(1000) == 4
+        assert store.manifest.columns["x"].data.layout.num_shards(1000) == 4
     joined = np.concatenate([np.load(dump) for dump in dumps])
     return {"path": folder / "store", "x": joined[:, :-1].copy(), "y": joined[:, -1].astype(np.int64)}
 
@@ -203,7 +203,7 @@ def compressed_store(
     array = compressible_array("int32", (64, 8))
     path = write_store(tmp_path_factory.mktemp("compressed") / "store", {"x": array}, request.param, 2048, 512)
     with shardstore.open(path) as store:
-        slots = store.manifest.columns["x"].layout.slots
+        slots = store.manifest.columns["x"].data.layout.slots
     assert slots == 4
     return path, array, (path / "x/c/0/0").stat().st_size - (20 * slots + 4)
 

@@ -237,7 +237,7 @@ def test_a_second_reader_reads_every_size_and_row_shape(tmp_path: Path, codec: s
     columns = {f"column_{i}": random_array("int16", (rows, *shape), i) for i, shape in enumerate(shapes)}
     with shardstore.Writer(tmp_path / "store", codec=codec, shard_bytes=192, chunk_bytes=24) as writer:
         writer.append(columns)
-    layouts = [entry.layout for entry in writer_manifest(tmp_path / "store").columns.values()]
+    layouts = [entry.data.layout for entry in writer_manifest(tmp_path / "store").columns.values()]
     assert [layout.shard_rows for layout in layouts] == [16] * 5
     assert [layout.chunk_rows for layout in layouts[:3]] == [8, 4, 2]
     check_second_reader(tmp_path / "store", columns)

@@ -91,7 +91,7 @@ def test_fields_of_structured_files_make_columns(
         write_pieces(folder / "in", array, counts, orders=order)
         with ingest(folder / "in", folder / "store", codec=codec, **small(array.itemsize)) as store:
             assert_holds(store, {name: array[name] for name, *_ in fields})
-            assert {name: str(entry.layout.codec) for name, entry in store.manifest.columns.items()} == codec
+            assert {name: str(entry.data.layout.codec) for name, entry in store.manifest.columns.items()} == codec
 
 
 @settings(max_examples=25)

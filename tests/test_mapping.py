@@ -121,10 +121,10 @@ def test_files_of_another_size_are_found_before_they_are_read(
 
 
 def test_both_raw_readers_are_used(store: shardstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry, directory = store.manifest.columns["x"], Directory(store.path)
-    assert isinstance(open_reader(directory, entry, len(store), BoundedCache(1, len)), ContiguousReader)
+    entry, directory = store.manifest.columns["x"].data, Directory(store.path)
+    assert isinstance(open_reader(directory, entry, BoundedCache(1, len)), ContiguousReader)
     monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
-    assert isinstance(open_reader(directory, entry, len(store), BoundedCache(1, len)), ShardwiseReader)
+    assert isinstance(open_reader(directory, entry, BoundedCache(1, len)), ShardwiseReader)
 
 
 def test_the_shardwise_reader_keeps_a_bounded_number_of_mappings(

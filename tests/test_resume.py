@@ -297,7 +297,7 @@ def test_resuming_replays_nothing(tmp_path: Path, shuffle: Any) -> None:
 
 
 def test_a_state_within_a_window_decodes_one_window(store: shardstore.Store) -> None:
-    chunks = -(-ROWS // store.files.layout("z").chunk_rows)
+    chunks = -(-ROWS // store.files.chunking("z").chunk_rows)
     stream = store.batches(10, shuffle="window", window_bytes=2048, with_rows=True)
     window = stream.plan.order.window  # type: ignore[attr-defined]
     assert chunks / window > 3

@@ -19,7 +19,7 @@ from shardstore.checksum import crc32c
 from shardstore.codecs import Codec
 from shardstore.errors import CorruptionError
 from shardstore.files import Directory
-from shardstore.schema import ColumnLayout, Field
+from shardstore.schema import ArrayLayout, Field
 from shardstore.shardfile import (
     DamagedChunk,
     Footer,
@@ -36,12 +36,12 @@ from shardstore.shardfile import (
 )
 
 
-def layout_of(array: NDArray[Any], codec: str, shard_rows: int, chunk_rows: int) -> ColumnLayout:
+def layout_of(array: NDArray[Any], codec: str, shard_rows: int, chunk_rows: int) -> ArrayLayout:
     field = Field.of("x", array.dtype, array.shape[1:])
-    return ColumnLayout(field, Codec.parse(codec), shard_rows, chunk_rows)
+    return ArrayLayout(field, Codec.parse(codec), shard_rows, chunk_rows)
 
 
-def write_shard(path: Path, array: NDArray[Any], layout: ColumnLayout, ends: list[int] | None = None) -> ShardRecord:
+def write_shard(path: Path, array: NDArray[Any], layout: ArrayLayout, ends: list[int] | None = None) -> ShardRecord:
     with ShardWriter(path, layout) as writer:
         for part in np.split(array, ends or []):
             writer.append(part)
@@ -62,12 +62,12 @@ def opened(path: Path, record: ShardRecord) -> Iterator[int]:
         os.close(descriptor)
 
 
-def footer_of(path: Path, layout: ColumnLayout, record: ShardRecord, rows: int) -> Footer:
+def footer_of(path: Path, layout: ArrayLayout, record: ShardRecord, rows: int) -> Footer:
     with opened(path, record) as descriptor:
         return read_footer(descriptor, path, layout, record, rows)
 
 
-def read_shard(path: Path, layout: ColumnLayout, record: ShardRecord, rows: int) -> NDArray[Any]:
+def read_shard(path: Path, layout: ArrayLayout, record: ShardRecord, rows: int) -> NDArray[Any]:
     """Read all rows, decoding each chunk between the bounds that the footer gives."""
     out = np.empty((layout.chunks_for(rows) * layout.chunk_rows, *layout.field.row_shape), layout.field.dtype)
     footer = footer_of(path, layout, record, rows)

@@ -36,20 +36,20 @@ class Sample:
         return [(name, shard) for name in self.columns for shard in range(3)]
 
     def key(self, name: str, shard: int) -> str:
-        return self.manifest.columns[name].layout.shard_key(shard)
+        return self.manifest.columns[name].data.layout.shard_key(shard)
 
     def rows(self, shard: int) -> tuple[int, int]:
         return shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, ROWS)
 
     def size(self, name: str, shard: int) -> int:
-        return int(self.manifest.columns[name].nbytes[shard])
+        return int(self.manifest.columns[name].data.nbytes[shard])
 
     def footer_offset(self, name: str, shard: int) -> int:
-        return self.size(name, shard) - (20 * self.manifest.columns[name].layout.slots + 4)
+        return self.size(name, shard) - (20 * self.manifest.columns[name].data.layout.slots + 4)
 
     def chunk_ends(self, name: str, shard: int) -> list[int]:
         """Where the chunks end, read from the index in the file."""
-        slots = self.manifest.columns[name].layout.slots
+        slots = self.manifest.columns[name].data.layout.slots
         data = (self.path / self.key(name, shard)).read_bytes()
         index = np.frombuffer(data[-(16 * slots + 4) : -4], "<u8").reshape(slots, 2)
         return [int(offset + nbytes) for offset, nbytes in index if offset != 2**64 - 1]
@@ -101,7 +101,7 @@ def test_an_undamaged_store_is_ok(sample: Sample) -> None:
     assert report.files == len(files) == 13
     assert report.nbytes == sum(path.stat().st_size for path in files if path.name != "zarr.json")
     assert report.chunks == sum(len(sample.chunk_ends(name, shard)) for name, shard in sample.shards)
-    assert sample.manifest.columns["x"].layout.slots == 8
+    assert sample.manifest.columns["x"].data.layout.slots == 8
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -118,7 +118,7 @@ def test_a_flipped_bit_of_a_chunk_is_found(sample: Sample, number: int, place: f
     name, shard = sample.shards[number]
     offset = int(place * sample.footer_offset(name, shard))
     chunk = int(np.searchsorted(sample.chunk_ends(name, shard), offset, side="right"))
-    chunk_rows = sample.manifest.columns[name].layout.chunk_rows
+    chunk_rows = sample.manifest.columns[name].data.layout.chunk_rows
     start, stop = sample.rows(shard)
     lost = start + chunk * chunk_rows, min(start + (chunk + 1) * chunk_rows, stop)
     with flipped_bit(sample.path / sample.key(name, shard), offset, bit):
@@ -144,7 +144,7 @@ def test_a_flipped_bit_of_every_part_of_a_footer_is_found(
     sample: Sample, number: int, part: str, place: float, bit: int
 ) -> None:
     name, shard = sample.shards[number]
-    slots = sample.manifest.columns[name].layout.slots
+    slots = sample.manifest.columns[name].data.layout.slots
     begin, nbytes = {
         "checksums": (0, 4 * slots),
         "index": (4 * slots, 16 * slots),

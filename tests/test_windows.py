@@ -145,8 +145,8 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def chunks(store: shardstore.Store, *columns: str) -> int:
     """Return how many compressed chunks the columns have."""
-    layouts = [store.files.layout(name) for name in columns]
-    return sum(-(-ROWS // layout.chunk_rows) for layout in layouts if not layout.codec.is_raw)
+    chunkings = [store.files.chunking(name) for name in columns]
+    return sum(-(-ROWS // chunking.chunk_rows) for chunking in chunkings if chunking.decoded)
 
 
 def check(batches: list[dict[str, Any]]) -> list[int]:
@@ -236,7 +236,7 @@ def test_views_shuffle_by_windows_too(path: Path, selection: slice) -> None:
         assert sorted(rows) == sorted(range(ROWS)[selection])
         if view.selection.is_contiguous and len(view):
             first, last = min(rows), max(rows)
-            sizes = [store.files.layout(name).chunk_rows for name in ("x", "z")]
+            sizes = [store.files.chunking(name).chunk_rows for name in ("x", "z")]
             assert store.chunks_decoded == sum(last // size - first // size + 1 for size in sizes)
 
 
@@ -246,7 +246,7 @@ def test_parts_of_a_split_decode_little_more(tmp_path: Path, monkeypatch: pytest
     with shardstore.Writer(tmp_path / "s", codec="zstd", chunk_bytes=4096) as writer:
         writer.append({"x": np.arange(rows * 8).reshape(rows, 8)})  # 64 rows in a chunk
     with shardstore.open(tmp_path / "s") as store:
-        total = -(-rows // store.files.layout("x").chunk_rows)
+        total = -(-rows // store.files.chunking("x").chunk_rows)
         part = store.split(train=0.9, val=0.1)["train"]
         got = [row for b in part.batches(100, shuffle=True, window_bytes="1MB", with_rows=True) for row in b["rows"]]
         assert sorted(got) == sorted(part.selection.resolve(np.arange(len(part))).tolist())
@@ -290,7 +290,7 @@ def test_narrow_columns_do_not_stretch_a_window(tmp_path: Path) -> None:
         assert order.window * order.sections.size * 100_008 <= 8_000_000
         got = [row for batch in store.batches(10, shuffle=True, window_bytes="8MB") for row in batch["label"].tolist()]
         assert sorted(got) == list(range(rows))
-        labels = -(-rows // store.files.layout("label").chunk_rows)
+        labels = -(-rows // store.files.chunking("label").chunk_rows)
         assert store.chunks_decoded == rows + labels  # the label's chunk serves many sections, from the cache
 
 

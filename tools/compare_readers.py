@@ -58,7 +58,7 @@ def through_xarray(store: shardstore.Store, name: str) -> NDArray[Any]:
 
 def through_memmap(store: shardstore.Store, name: str) -> NDArray[Any]:
     """Map each shard file from byte 0, without any library that knows the format."""
-    layout = store.manifest.columns[name].layout
+    layout = store.manifest.columns[name].data.layout
     shards = [
         np.memmap(
             store.path / layout.shard_key(shard),
@@ -96,7 +96,7 @@ def compare(sources: dict[str, str], shard_bytes: str) -> int:
                     same = found.dtype == array.dtype and found.shape == array.shape
                     same = same and found.tobytes() == array.tobytes()
                     wrong += not same
-                    shards = len(store.manifest.columns[name].nbytes)
+                    shards = len(store.manifest.columns[name].data.nbytes)
                     print(
                         f"{codec:10} {reader:12} {name}: {array.dtype} {array.shape}, {shards} shards: "
                         f"{'equal' if same else 'DIFFERENT'}"

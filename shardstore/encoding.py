@@ -1,0 +1,260 @@
+"""What users give for the rows of a column, turned into what is stored: an array, or a `Ragged`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.casting import Cast
+from shardstore.column_types import ColumnType
+from shardstore.errors import SchemaError
+from shardstore.ragged import Blobs, Ragged, RowError, Strings, Values
+from shardstore.schema import EXTENDED_DTYPES, Field
+
+
+class ColumnEncoder:
+    """Turns the rows of one column into what is stored, from the first ones on in one dtype and shape.
+
+    Args:
+        name: the column's name.
+        declared: its type, where the user said it; else the first rows settle it.
+    """
+
+    def __init__(self, name: str, declared: ColumnType | None = None) -> None:
+        self._name = name
+        self._declared = declared
+        self._codes: dict[str, int] | None = None
+        if declared is not None and declared.kind == "categorical":
+            self._codes = {category: code for code, category in enumerate(declared.categories or ())}
+
+    def encode(self, values: Any, settled: Field | None, first_row: int) -> Values:
+        """Return rows as an array of one entry a row, or as a `Ragged`.
+
+        Args:
+            values: an array, a `Ragged`, or a list of numbers, arrays, strings or bytes.
+            settled: the column as its first rows made it, or None if these are the first.
+            first_row: number of the first of these rows, for messages.
+
+        Raises:
+            SchemaError: if they cannot be rows of the column.
+        """
+        _refuse_masks(self._name, values)
+        kind = self._kind(values, settled)
+        try:
+            if kind == "categorical":
+                return self._encode_categories(values, first_row)
+            if kind == "utf8":
+                return _checked_utf8(_as_strings(values))
+            if kind == "binary":
+                return _as_blobs(values)
+            if kind == "ragged":
+                return self._encode_ragged(values, settled)
+            return self._encode_fixed(values, first_row)
+        except RowError as error:
+            raise SchemaError(f"column {self._name!r}, row {first_row + error.row:,}: {error.what}") from None
+        except (ValueError, TypeError) as error:
+            raise SchemaError(f"column {self._name!r}, rows from {first_row:,} on: {error}") from None
+
+    def field(self, rows: Values) -> Field:
+        """Return the column as encoded rows make it."""
+        if self._codes is not None:
+            return Field.of(self._name, rows.dtype, rows.shape[1:], "categorical", self._codes)  # type: ignore[union-attr]
+        if not isinstance(rows, Ragged):
+            return Field.of(self._name, rows.dtype, rows.shape[1:])
+        kind = {Strings: "utf8", Blobs: "binary"}.get(type(rows), "ragged")
+        return Field.of(self._name, rows.dtype, rows.item_shape, kind)  # type: ignore[arg-type]
+
+    def _kind(self, values: Any, settled: Field | None) -> str:
+        if self._declared is not None:
+            return self._declared.kind
+        if isinstance(values, Ragged):
+            return {Strings: "utf8", Blobs: "binary"}.get(type(values), "ragged")
+        if isinstance(values, np.ndarray):
+            return "utf8" if values.dtype.kind in "UT" else "fixed"
+        if settled is not None and settled.is_ragged:
+            return settled.kind
+        return _kind_of_list(values) if isinstance(values, list | tuple) else "fixed"
+
+    def _encode_fixed(self, values: Any, first_row: int) -> NDArray[Any]:
+        array = np.asarray(values)
+        if array.ndim == 0:
+            raise SchemaError(f"column {self._name!r} is a single value; expected an array of rows")
+        if self._declared is None or self._declared.dtype is None or array.dtype == self._declared.dtype:
+            return array
+        return self._cast(array, self._declared.dtype, first_row)
+
+    def _cast(self, array: NDArray[Any], dtype: np.dtype[Any], first_row: int) -> NDArray[Any]:
+        """Return an array in the declared dtype; raise `SchemaError` if a value would change."""
+        extended = EXTENDED_DTYPES.get(dtype.name)
+        if extended is not None:
+            if array.dtype == extended or array.dtype == f"V{dtype.itemsize}":
+                return np.ascontiguousarray(array).view(dtype)  # the bits, as an export writes them
+            return array.astype(dtype)  # nobody declares 8 or 16 bits to keep all of a float
+        if array.dtype.kind not in "biufc" or dtype.kind not in "biufc":
+            return array.astype(dtype, casting="same_kind")
+        result, changed = Cast(dtype).apply(array)
+        if changed is not None:
+            row = first_row + changed // max(1, array[:1].size)
+            raise SchemaError(
+                f"column {self._name!r}, row {row:,}: the value {array.reshape(-1)[changed]} would change in {dtype}, "
+                "the column's declared type"
+            )
+        return result
+
+    def _encode_ragged(self, values: Any, settled: Field | None) -> Ragged:
+        dtype = settled.dtype if settled is not None and settled.is_ragged else None
+        shape = settled.row_shape if settled is not None and settled.is_ragged else None
+        if self._declared is not None:
+            dtype = dtype or self._declared.dtype
+            shape = shape if shape is not None else self._declared.item_shape
+        if isinstance(values, Ragged):
+            rows = Ragged(values.values, values.offsets)
+        elif isinstance(values, np.ndarray) and values.ndim >= 2:
+            count, width = values.shape[:2]
+            rows = Ragged.from_lengths(values.reshape(count * width, *values.shape[2:]), np.full(count, width))
+        else:
+            return Ragged.from_rows(_with_dtype(list(values), dtype), dtype, shape)
+        if dtype is not None and rows.dtype != dtype and self._declared is not None:
+            return Ragged(self._cast(rows.values, dtype, 0), rows.offsets)
+        return rows
+
+    def _encode_categories(self, values: Any, first_row: int) -> NDArray[Any]:
+        assert self._codes is not None
+        assert self._declared is not None
+        dtype = self._declared.dtype
+        is_open = self._declared.categories is None
+        names = values.to_list() if isinstance(values, Strings) else values
+        array = np.asarray(names)
+        if array.dtype.kind in "iu" and not is_open:
+            bad = (array < 0) | (array >= len(self._codes))
+            if bad.any():
+                raise RowError(
+                    int(bad.reshape(-1).argmax()) // max(1, array[:1].size),
+                    f"{array.reshape(-1)[bad.reshape(-1).argmax()]} is the number of no category; "
+                    f"there are {len(self._codes):,}",
+                )
+            return array.astype(dtype)
+        if array.dtype.kind == "S":
+            array = np.strings.decode(array, "utf-8")
+        if array.size and array.dtype.kind not in "UT":
+            raise ValueError(f"categories are strings, found {array.dtype}")
+        found, inverse = np.unique(array.astype(np.dtypes.StringDType()), return_inverse=True)
+        inverse = inverse.reshape(array.shape)
+        # New names get their numbers in the order in which they come, not in the alphabet's.
+        for category in _by_first(found, inverse) if is_open else ():
+            self._codes.setdefault(category, len(self._codes))
+        unknown = [number for number, category in enumerate(found) if category not in self._codes]
+        if unknown:
+            row = int((inverse == unknown[0]).reshape(len(array), -1).any(axis=1).argmax())
+            raise RowError(
+                row,
+                f"unknown category {str(found[unknown[0]])!r}; the categories are "
+                f"{', '.join(map(repr, list(self._codes)[:10]))}{', …' if len(self._codes) > 10 else ''}",
+            )
+        numbers = np.array([self._codes[category] for category in found], dtype)
+        return numbers[inverse] if len(found) else np.empty(array.shape, dtype)
+
+
+def _by_first(found: NDArray[Any], inverse: NDArray[np.intp]) -> list[str]:
+    first = np.full(len(found), inverse.size)
+    flat = inverse.reshape(-1)
+    np.minimum.at(first, flat, np.arange(flat.size))
+    return [str(found[number]) for number in np.argsort(first)]
+
+
+def _kind_of_list(values: Sequence[Any]) -> str:
+    """Return what a list of rows is: of strings, bytes, arrays of different lengths, or an array in other words."""
+    if values and all(isinstance(value, str) for value in values):
+        return "utf8"
+    if values and all(isinstance(value, bytes | bytearray | memoryview) for value in values):
+        return "binary"
+    lengths = {
+        len(value) if isinstance(value, list | tuple | np.ndarray) and np.ndim(value) else -1 for value in values
+    }
+    return "ragged" if len(lengths) > 1 and -1 not in lengths else "fixed"
+
+
+def _with_dtype(rows: list[Any], dtype: np.dtype[Any] | None) -> list[Any]:
+    """Return Python lists as arrays of the column's dtype; arrays stay what they are."""
+    if dtype is None:
+        return rows
+    if dtype.name in EXTENDED_DTYPES:
+        return [np.asarray(row).astype(dtype) for row in rows]
+    return [row if isinstance(row, np.ndarray) else _exact(i, row, dtype) for i, row in enumerate(rows)]
+
+
+def _exact(number: int, row: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    array = np.asarray(row)
+    if not array.size or array.dtype == dtype:
+        return array.astype(dtype)
+    if array.dtype.kind not in "biufc" or dtype.kind not in "biufc":
+        return array.astype(dtype, casting="same_kind")
+    result, changed = Cast(dtype).apply(array)
+    if changed is not None:
+        raise RowError(number, f"the value {array.reshape(-1)[changed]} would change in {dtype}")
+    return result
+
+
+def _as_strings(values: Any) -> Strings:
+    if isinstance(values, Ragged):
+        return Strings(values.values, values.offsets)
+    if isinstance(values, np.ndarray) and values.dtype.kind == "S":
+        return Strings(*_parts_of(Blobs.from_bytes(values.tolist())))
+    rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    encoded = []
+    for i, row in enumerate(rows):
+        if isinstance(row, str):
+            try:
+                encoded.append(row.encode())
+            except UnicodeEncodeError as error:
+                raise RowError(i, f"not to be written as UTF-8: {error.reason} at character {error.start}") from None
+        elif isinstance(row, bytes | bytearray | memoryview):
+            encoded.append(bytes(row))
+        else:
+            raise RowError(i, f"expected a string, found a {type(row).__name__}")
+    return Strings(*_parts_of(Blobs.from_bytes(encoded)))
+
+
+def _parts_of(rows: Ragged) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    return rows.values, rows.offsets
+
+
+def _as_blobs(values: Any) -> Blobs:
+    if isinstance(values, Ragged):
+        return Blobs(values.values, values.offsets)
+    rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    for i, row in enumerate(rows):
+        if not isinstance(row, bytes | bytearray | memoryview):
+            raise RowError(i, f"expected bytes, found a {type(row).__name__}")
+    return Blobs.from_bytes(bytes(row) for row in rows)
+
+
+def _checked_utf8(strings: Strings) -> Strings:
+    """Return strings all of which are UTF-8."""
+    if strings.values.dtype != np.uint8 or strings.item_shape:
+        raise ValueError(f"strings are rows of uint8, found {strings.values.dtype} of shape {strings.item_shape}")
+    try:
+        strings.values.tobytes().decode()
+    except UnicodeDecodeError:
+        pass
+    else:
+        # All of it may be right where a character is cut in two: no row may begin with the rest of one.
+        begins = strings.offsets[:-1][strings.lengths > 0]
+        if not ((strings.values[begins] & 0xC0) == 0x80).any():
+            return strings
+    for row in range(len(strings)):
+        try:
+            strings[row]
+        except UnicodeDecodeError as error:
+            raise RowError(row, f"not UTF-8: {error.reason} at byte {error.start}") from None
+    return strings
+
+
+def _refuse_masks(name: str, values: Any) -> None:
+    masked = sys.modules.get("numpy.ma")  # an import of 15 ms; without it there is no masked array
+    if masked is not None and isinstance(values, masked.MaskedArray):
+        raise SchemaError(f"column {name!r} is a masked array, and a store keeps no masks: fill it first")

@@ -1,0 +1,67 @@
+"""Rows of ragged columns: ranges first, then the items that they name."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.ragged import RAGGED_CLASSES, Ragged, offsets_of
+from shardstore.schema import Field
+from shardstore.selection import Rows
+
+
+class RaggedFiles(Protocol):
+    """The two arrays of a ragged column. Numbers of rows and items are known to be in range."""
+
+    def field(self, name: str) -> Field:
+        """Return what a row holds."""
+
+    def read_ranges(self, name: str, rows: Rows) -> NDArray[np.int64]:
+        """Return int64 `(rows, 2)`: the first item of each row and one past its last, in range."""
+
+    def read_items(self, name: str, starts: Rows, stops: Rows) -> NDArray[Any]:
+        """Return a fresh array of runs of consecutive items, one after the other."""
+
+    def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return consecutive items, as a read-only view where that needs no copy."""
+
+
+def take_ragged(files: RaggedFiles, name: str, rows: Rows) -> Ragged:
+    """Gather rows of a ragged column, in order, into fresh arrays."""
+    ranges = files.read_ranges(name, rows)
+    starts, stops = ranges[:, 0], ranges[:, 1]
+    return _made(files, name, files.read_items(name, *_end_to_end(starts, stops)), stops - starts)
+
+
+def slice_ragged(files: RaggedFiles, name: str, start: int, stop: int) -> Ragged:
+    """Return consecutive rows of a ragged column, whose values are a view where that needs no copy."""
+    ranges = files.read_ranges(name, np.arange(start, stop))
+    starts, stops = _end_to_end(ranges[:, 0], ranges[:, 1])
+    if len(starts) > 1:
+        values = files.read_items(name, starts, stops)
+    else:
+        first, last = (int(starts[0]), int(stops[0])) if len(starts) else (0, 0)
+        values = files.read_item_slice(name, first, last)
+    return _made(files, name, values, ranges[:, 1] - ranges[:, 0])
+
+
+def _made(files: RaggedFiles, name: str, values: NDArray[Any], lengths: Rows) -> Ragged:
+    return RAGGED_CLASSES[files.field(name).kind].checked(values, offsets_of(lengths))
+
+
+def _end_to_end(starts: Rows, stops: Rows) -> tuple[Rows, Rows]:
+    """Join runs that lie end to end, in order."""
+    joined = starts[1:] == stops[:-1]
+    if not joined.any():
+        return starts, stops
+    first = np.concatenate([[True], ~joined])
+    return starts[first], stops[np.append(first[1:], True)]
+
+
+def rows_of_runs(starts: Rows, stops: Rows) -> Rows:
+    """Return the rows of runs of consecutive rows, one after the other."""
+    lengths = stops - starts
+    rows: Rows = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    return rows
