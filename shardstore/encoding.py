@@ -142,6 +142,8 @@ class ColumnEncoder:
             array = np.strings.decode(array, "utf-8")
         if array.size and array.dtype.kind not in "UT":
             raise ValueError(f"categories are strings, found {array.dtype}")
+        if array.dtype.kind == "U" and not isinstance(names, np.ndarray):
+            array = np.array(names, np.dtypes.StringDType())  # a fixed width drops zeros at the end of a string
         found, inverse = np.unique(array.astype(np.dtypes.StringDType()), return_inverse=True)
         inverse = inverse.reshape(array.shape)
         # New names get their numbers in the order in which they come, not in the alphabet's.

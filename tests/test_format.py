@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import ml_dtypes
 import numcodecs
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def read_store(store: Path) -> dict[str, NDArray[Any]]:
     manifest = group["attributes"]["shardstore"]
     require(manifest["format_version"] == 1, "version")
     require(manifest["crc32c"] == manifest_crc32c(manifest), "manifest checksum")
-    documents = {c["name"]: array_document(c, manifest["rows"], manifest["shard_rows"]) for c in manifest["columns"]}
+    documents = all_documents(manifest)
     require((group["zarr_format"], group["node_type"]) == (3, "group"), "group")
     expected = {"kind": "inline", "must_understand": False, "metadata": documents}
     require(group["consolidated_metadata"] == expected, "consolidated metadata")
@@ -51,7 +52,41 @@ def read_store(store: Path) -> dict[str, NDArray[Any]]:
     return {c["name"]: read_column(store, c, manifest["rows"], manifest["shard_rows"]) for c in manifest["columns"]}
 
 
-def read_column(store: Path, column: dict[str, Any], rows: int, shard_rows: int) -> NDArray[Any]:
+def all_documents(manifest: dict[str, Any]) -> dict[str, Any]:
+    documents: dict[str, Any] = {}
+    for column in manifest["columns"]:
+        if column["kind"] == "ragged":
+            documents[column["name"]] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+        for array, rows, shard_rows in arrays_of(column, manifest["rows"], manifest["shard_rows"]):
+            documents[array["name"]] = array_document(array, rows, shard_rows)
+    return documents
+
+
+def arrays_of(column: dict[str, Any], rows: int, shard_rows: int) -> list[tuple[dict[str, Any], int, int]]:
+    """Return what describes each array of a column as if it were a fixed one, with its rows and those of a shard."""
+    if column["kind"] == "fixed":
+        return [(column, rows, shard_rows)]
+    name = column["name"]
+    ranges = {"name": f"{name}/ranges", "dtype": "int64", "logical": None, "row_shape": [2], "codec": "raw"}
+    return [
+        (column | {"name": f"{name}/values"}, column["items"], column["shard_items"]),
+        (ranges | column["ranges"], rows, shard_rows),
+    ]
+
+
+def read_column(store: Path, column: dict[str, Any], rows: int, shard_rows: int) -> Any:
+    arrays = [read_array(store, *array) for array in arrays_of(column, rows, shard_rows)]
+    if column["kind"] == "fixed":
+        return arrays[0]
+    values, ranges = arrays
+    require(bool(((ranges >= 0) & (ranges <= len(values))).all() and (ranges[:, 0] <= ranges[:, 1]).all()), "ranges")
+    items = [values[start:stop] for start, stop in ranges.tolist()]
+    if column["logical"] == "utf8":
+        return [row.tobytes().decode() for row in items]
+    return [row.tobytes() for row in items] if column["logical"] == "binary" else items
+
+
+def read_array(store: Path, column: dict[str, Any], rows: int, shard_rows: int) -> NDArray[Any]:
     shape, chunk_rows = tuple(column["row_shape"]), column["chunk_rows"]
     require(shard_rows.bit_count() == chunk_rows.bit_count() == 1 and chunk_rows <= shard_rows, "powers of two")
     shards = -(-rows // shard_rows) if prod(shape) else 0
@@ -63,11 +98,16 @@ def read_column(store: Path, column: dict[str, Any], rows: int, shard_rows: int)
         path = store.joinpath(column["name"], "c", str(shard), *("0" for _ in shape))
         part = array[shard * shard_rows : (shard + 1) * shard_rows]
         read_shard(path.read_bytes(), column, shard, shard_rows // chunk_rows, part)
-    if column["logical"] is None:
+    if column["logical"] in (None, "utf8", "binary", "categorical"):
         return array
     if column["logical"] == "bytes":
         return np.frombuffer(array.tobytes(), f"S{shape[-1]}").reshape(rows, *shape[:-1])
-    return array.view(column["logical"])
+    return array.view(dtype_named(column["logical"]))
+
+
+def dtype_named(logical: str) -> np.dtype[Any]:
+    extended = logical == "bfloat16" or logical.startswith("float8")
+    return np.dtype(getattr(ml_dtypes, logical)) if extended else np.dtype(logical)
 
 
 def read_shard(data: bytes, column: dict[str, Any], shard: int, slots: int, out: NDArray[Any]) -> None:
@@ -140,7 +180,10 @@ def array_document(column: dict[str, Any], rows: int, shard_rows: int) -> dict[s
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": int(np.iinfo(dtype).max) if dtype.kind in "iu" else fill,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "dimension_names": ["row"] + [f"{column['name']}_{axis + 1}" for axis in range(len(row_chunk))],
+        "dimension_names": [
+            "item" if column["name"].endswith("/values") else "row",
+            *(f"{column['name'].replace('/', '_')}_{axis + 1}" for axis in range(len(row_chunk))),
+        ],
         "attributes": {},
     }
 
@@ -148,41 +191,52 @@ def array_document(column: dict[str, Any], rows: int, shard_rows: int) -> dict[s
 # The second writer.
 
 
-def write_store(store: Path, column: dict[str, Any], array: NDArray[Any], shard_rows: int) -> None:
-    """Write a store of one column, whose stored numbers are given; `column` lacks only sizes and checksums."""
-    slots = shard_rows // column["chunk_rows"]
-    starts = range(0, len(array), shard_rows) if prod(array.shape[1:]) else ()
-    files = [shard_bytes(array[start : start + shard_rows], column, slots) for start in starts]
-    footers = [google_crc32c.value(file[-(20 * slots + 4) : -4]) for file in files]
-    column = column | {"shard_nbytes": [len(file) for file in files], "footer_crc32c": footers}
-    for i, file in enumerate(files):
-        path = store.joinpath(column["name"], "c", str(i), *("0" for _ in column["row_shape"]))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file)
+def write_store(store: Path, column: dict[str, Any], arrays: list[NDArray[Any]], shard_rows: int) -> None:
+    """Write a store of one column, whose stored numbers are given (of a ragged one, values and ranges).
+
+    `column` lacks only sizes and checksums.
+    """
+    rows = len(arrays[-1])
+    for array, part in zip(arrays, arrays_of(column, rows, shard_rows), strict=True):
+        sizes = write_array(store, array, part[0], part[2])
+        if column["kind"] == "ragged" and part[0]["name"].endswith("/ranges"):
+            column = column | {"ranges": column["ranges"] | sizes}
+        else:
+            column = column | sizes
     manifest: dict[str, Any] = {
         "format_version": 1,
         "store_id": "fc9e22b8-4960-4def-be24-07f9f1818830",
         "generation": 1,
-        "rows": len(array),
+        "rows": rows,
         "shard_rows": shard_rows,
         "columns": [column],
         "provenance": {"tool": "another writer", "created": "2026-11-23T04:24:44+00:00", "sources": {}},
     }
     manifest["crc32c"] = manifest_crc32c(manifest)
-    document = array_document(column, len(array), shard_rows)
+    documents = all_documents(manifest)
     group = {
         "zarr_format": 3,
         "node_type": "group",
         "attributes": {"shardstore": manifest},
-        "consolidated_metadata": {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": {column["name"]: document},
-        },
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": documents},
     }
-    (store / column["name"]).mkdir(parents=True, exist_ok=True)
-    (store / column["name"] / "zarr.json").write_text(json.dumps(document, indent=1))
+    for name, document in documents.items():
+        (store / name).mkdir(parents=True, exist_ok=True)
+        (store / name / "zarr.json").write_text(json.dumps(document, indent=1))
     (store / "zarr.json").write_text(json.dumps(group, indent=1))
+
+
+def write_array(store: Path, array: NDArray[Any], column: dict[str, Any], shard_rows: int) -> dict[str, Any]:
+    """Write the shard files of an array; return their sizes and the checksums of their footers."""
+    slots = shard_rows // column["chunk_rows"]
+    starts = range(0, len(array), shard_rows) if prod(array.shape[1:]) else ()
+    files = [shard_bytes(array[start : start + shard_rows], column, slots) for start in starts]
+    for i, file in enumerate(files):
+        path = store.joinpath(column["name"], "c", str(i), *("0" for _ in column["row_shape"]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file)
+    footers = [google_crc32c.value(file[-(20 * slots + 4) : -4]) for file in files]
+    return {"shard_nbytes": [len(file) for file in files], "footer_crc32c": footers}
 
 
 def shard_bytes(rows: NDArray[Any], column: dict[str, Any], slots: int) -> bytes:
@@ -305,12 +359,98 @@ def test_shardstore_reads_a_second_writer(
         "chunk_rows": 2 ** min(chunk_exponent, shard_exponent),
         "a key of a later release": {"that": ["means", "nothing"]},
     }
-    write_store(path, column, array, 2**shard_exponent)
+    write_store(path, column, [array], 2**shard_exponent)
     with shardstore.open(path) as store:
         assert store.verify(progress=False).damages == ()
         assert same_bytes(np.asarray(store["x"]), array)
         order = np.random.default_rng(1).integers(0, rows, 20) if rows else np.arange(0)
         assert same_bytes(store["x"][order], array[order])
+
+
+counts = st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 8, 9, 30]), max_size=20)
+RAGGED_DTYPES = (*STORED_DTYPES, *LOGICAL_DTYPES, "bfloat16", "float8_e5m2", "float8_e4m3fn")
+
+
+@given(
+    counts=counts,
+    dtype=st.sampled_from(RAGGED_DTYPES),
+    item_shape=st.sampled_from([(), (2,), (0,)]),
+    codec=st.sampled_from(CODECS),
+    shard_bytes=st.integers(1, 200),
+    chunk_bytes=st.integers(1, 60),
+)
+def test_a_second_reader_reads_ragged_columns(
+    tmp_path_factory: pytest.TempPathFactory,
+    counts: list[int],
+    dtype: str,
+    item_shape: tuple[int, ...],
+    codec: str,
+    shard_bytes: int,
+    chunk_bytes: int,
+) -> None:
+    path = tmp_path_factory.mktemp("ragged") / "store"
+    values = random_array(f"V{dtype_named(dtype).itemsize}", (sum(counts), *item_shape)).view(dtype_named(dtype))
+    rows = np.split(values, np.cumsum(counts)[:-1]) if counts else []
+    strings = ["aé\0" * count for count in counts]
+    given = {"r": shardstore.Ragged.from_lengths(values, counts), "n": np.arange(len(counts))}
+    texts = {"t": strings, "b": [string.encode() for string in strings], "c": strings}
+    types = {"t": "utf8", "b": "binary", "c": "categorical"}
+    options: Any = {"codec": {"r": codec, "t": codec, "n": codec}, "shard_bytes": max(32, shard_bytes)}
+    with shardstore.Writer(path, types=types, chunk_bytes=chunk_bytes, **options) as writer:
+        writer.append(given | texts)
+    found = read_store(path)
+    assert all(same_bytes(a, b) for a, b in zip(found["r"], rows, strict=True))
+    assert found["t"] == strings
+    assert found["b"] == texts["b"]
+    categories = {column["name"]: column.get("categories") for column in stored_columns(path)}["c"]
+    assert [categories[code] for code in found["c"]] == strings
+
+
+def stored_columns(path: Path) -> Any:
+    return json.loads((path / "zarr.json").read_bytes())["attributes"]["shardstore"]["columns"]
+
+
+@given(
+    counts=counts,
+    codec=st.sampled_from(CODECS),
+    exponents=st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)),
+    data=st.data(),
+)
+def test_shardstore_reads_ragged_columns_of_a_second_writer(
+    tmp_path_factory: pytest.TempPathFactory,
+    counts: list[int],
+    codec: str,
+    exponents: tuple[int, int, int, int],
+    data: st.DataObject,
+) -> None:
+    """Also rows that do not lie end to end: in another order, with items between them, or several on the same items."""
+    path = tmp_path_factory.mktemp("second-writer")
+    values = random_array("int16", (sum(counts) + 3,))
+    starts = np.array([data.draw(st.integers(0, len(values) - count)) for count in counts], np.int64)
+    ranges = np.stack([starts, starts + counts], axis=1).astype(np.int64).reshape(-1, 2)
+    shard, chunk, shard_items, chunk_items = exponents
+    column = {
+        "name": "r",
+        "kind": "ragged",
+        "dtype": "int16",
+        "logical": None,
+        "row_shape": [],
+        "codec": codec,
+        "chunk_rows": 2 ** min(chunk_items, shard_items),
+        "items": len(values),
+        "shard_items": 2**shard_items,
+        "ranges": {"chunk_rows": 2 ** min(chunk, shard)},
+    }
+    if not counts:
+        values, column["items"] = values[:0], 0
+    write_store(path, column, [values, ranges], 2**shard)
+    expected = [values[start:stop] for start, stop in ranges.tolist()]
+    with shardstore.open(path) as store:
+        assert store.verify(progress=False).damages == ()
+        for found in (store["r"][:], store["r"].take(np.arange(len(counts)))):
+            assert all(same_bytes(a, b) for a, b in zip(found, expected, strict=True))
+        for batch in store.batches(3, shuffle=True, with_rows=True):
+            assert all(same_bytes(a, expected[i]) for a, i in zip(batch["r"], batch["rows"], strict=True))
 
 
 def test_both_writers_write_the_same_shard_files(tmp_path: Path) -> None:
@@ -320,7 +460,7 @@ def test_both_writers_write_the_same_shard_files(tmp_path: Path) -> None:
         with shardstore.Writer(ours, codec=codec, shard_bytes=100, chunk_bytes=24) as writer:
             writer.append({"x": array})
         manifest = json.loads((ours / "zarr.json").read_bytes())["attributes"]["shardstore"]
-        write_store(theirs, manifest["columns"][0], array, manifest["shard_rows"])
+        write_store(theirs, manifest["columns"][0], [array], manifest["shard_rows"])
         files = [path.relative_to(theirs) for path in sorted(theirs.glob("x/c/*/*"))]
         assert len(files) == 5
         assert files == [path.relative_to(ours) for path in sorted(ours.glob("x/c/*/*"))]
@@ -349,13 +489,16 @@ def test_the_examples_of_the_specification_are_what_is_written(tmp_path: Path) -
         for block in re.findall(r"```hexdump\n(.*?)```", text, re.DOTALL)
     ]
     documents = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
-    array, zstd, blosc, group, manifest = documents
+    array, zstd, blosc, ragged_group, group, manifest = documents
     with shardstore.Writer(tmp_path / "store", shard_bytes=32, chunk_bytes=8) as writer:
         days = np.arange("2013-01-01", "2013-01-06", dtype="datetime64[D]")
         writer.append({"x": np.arange(10, dtype=np.int16).reshape(5, 2), "when": days})
 
     assert [(tmp_path / f"store/x/c/{shard}/0").read_bytes() for shard in (0, 1)] == dumps
     assert json.loads((tmp_path / "store/x/zarr.json").read_bytes()) == array
+    with shardstore.Writer(tmp_path / "ragged") as writer:
+        writer.append({"z": [[1], [2, 3]]})
+    assert json.loads((tmp_path / "ragged/z/zarr.json").read_bytes()) == ragged_group
     found = json.loads((tmp_path / "store/zarr.json").read_bytes())
     body = found["attributes"]["shardstore"]
     assert set(body["provenance"]) == {"tool", "created", "sources"}
