@@ -281,7 +281,7 @@ class ChunkReader:
                 before = chunk * layout.chunk_rows
                 if last - first < layout.chunk_rows:
                     parts.setdefault(chunk, []).append((first - before, last - before, place))
-                elif first > start and self._can_follow(spans, chunk):
+                elif self._can_follow(spans, chunk, place):
                     spans[-1] = (spans[-1][0], chunk + 1, spans[-1][2])
                 else:
                     spans.append((chunk, chunk + 1, place))
@@ -306,12 +306,13 @@ class ChunkReader:
         field = self._layout.field
         return _joined(self, np.empty((0, *field.row_shape), field.dtype), starts, stops)
 
-    def _can_follow(self, spans: list[tuple[int, int, int]], chunk: int) -> bool:
-        """Whether a chunk lies behind the last span in the same file, and there are not enough chunks in that."""
+    def _can_follow(self, spans: list[tuple[int, int, int]], chunk: int, place: int) -> bool:
+        """Whether a chunk lies and goes behind the last span, in the same file, and that has not enough chunks."""
         if not spans or not chunk % self._layout.slots:
             return False
-        first, last, _ = spans[-1]
-        return last == chunk and chunk - first < self._SPAN_CHUNKS
+        first, last, begin = spans[-1]
+        goes_behind = begin + (last - first) * self._layout.chunk_rows == place
+        return last == chunk and goes_behind and chunk - first < self._SPAN_CHUNKS
 
     @property
     def chunks_decoded(self) -> int:
