@@ -40,6 +40,8 @@ METADATA_FILE = "zarr.json"
 _ATTRIBUTE = "shardstore"
 # Kinds of columns that are a logical type of the kind that carries them.
 LOGICAL_KINDS = ("utf8", "binary", "categorical")
+# Rows of a ragged column do not begin where chunks do: of so many chunks that are read together, one more is decoded.
+_RAGGED_CHUNKS = 16
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class ColumnEntry:
             return Chunking(item_nbytes, layout.chunk_rows, decoded)
         rows, items = max(1, self.ranges.rows), self.data.rows
         range_nbytes = self.ranges.layout.field.row_nbytes
-        chunk_rows = power_of_two_at_most(layout.chunk_rows * rows // max(1, items))
+        chunk_rows = power_of_two_at_most(_RAGGED_CHUNKS * layout.chunk_rows * rows // max(1, items))
         return Chunking(
             range_nbytes + -(-items * item_nbytes // rows), min(chunk_rows, self.ranges.layout.shard_rows), decoded
         )

@@ -230,7 +230,8 @@ class Chunking:
 
     Attributes:
         row_nbytes: decoded bytes of a row; of a ragged column, their mean, rounded up.
-        chunk_rows: rows of a chunk; of a ragged column, about.
+        chunk_rows: how many rows from a multiple of it on are best read together: those of a chunk; of a ragged column,
+            about those of some chunks.
         decoded: whether chunks have to be decoded.
     """
 

@@ -314,3 +314,18 @@ def test_ranges_outside_the_items_are_damage(tmp_path: Path, kind: str) -> None:
     with pytest.raises(shardstore.CorruptionError, match=r"row \d: its range .* is not within the 7 items"):
         store["r"][[0, 1]]
     assert not store.verify(progress=False).ok
+
+
+def test_a_window_shuffle_decodes_about_every_chunk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows do not begin where chunks do, so that the chunks at the ends of a section are decoded for both sides."""
+    monkeypatch.setattr(shardstore.store, "CHUNK_CACHE_NBYTES", 1)
+    rng = np.random.default_rng(0)
+    counts = rng.integers(20, 100, 20_000)
+    values = rng.integers(0, 100, counts.sum(), np.uint8)
+    with shardstore.Writer(tmp_path / "s", codec="zstd", shard_bytes="256KiB", chunk_bytes="4KiB") as writer:
+        writer.append({"r": shardstore.Ragged.from_lengths(values, counts)})
+    store = shardstore.open(tmp_path / "s")
+    chunks = -(-len(values) // store.manifest.columns["r"].data.layout.chunk_rows)
+    seen = sum(len(batch["r"]) for batch in store.batches(64, shuffle="window", window_bytes="256KiB"))
+    assert seen == 20_000
+    assert chunks <= store.chunks_decoded < 1.15 * chunks
