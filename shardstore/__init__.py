@@ -27,6 +27,8 @@ from shardstore.version import __version__
 if TYPE_CHECKING:
     from shardstore.ingesting import ingest
     from shardstore.mixture import Mixture, mix
+    from shardstore.statistics.summary import ColumnStatistics
+    from shardstore.transforms import Normalize
     from shardstore.writer import Writer
 
 __all__ = [
@@ -34,10 +36,12 @@ __all__ = [
     "Blobs",
     "Categorical",
     "Column",
+    "ColumnStatistics",
     "CorruptionError",
     "DestinationError",
     "FormatError",
     "Mixture",
+    "Normalize",
     "Ragged",
     "SchemaError",
     "ShardStoreError",
@@ -54,7 +58,9 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
+    "ColumnStatistics": "shardstore.statistics.summary",
     "Mixture": "shardstore.mixture",
+    "Normalize": "shardstore.transforms",
     "Writer": "shardstore.writer",
     "ingest": "shardstore.ingesting",
     "mix": "shardstore.mixture",

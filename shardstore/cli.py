@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -27,6 +28,7 @@ from shardstore.export import export_npy
 from shardstore.manifest import FORMAT_VERSION, METADATA_FILE
 from shardstore.order import Measure, Quality, quality
 from shardstore.planning import WINDOW_BYTES
+from shardstore.reports import statistics_table, statistics_values
 from shardstore.schema import DEFAULT_SHARD_BYTES
 from shardstore.sources.paths import find_files, order_note
 from shardstore.verify import Damage, VerifyReport
@@ -183,6 +185,44 @@ def export(
             _out.print(str(file), soft_wrap=True, markup=False)
 
 
+@app.command()
+def stats(
+    path: StorePath,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Only this column; may be given again.", show_default=False)
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw histograms to this file.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show statistics of a store's columns with small histograms; they are computed once and kept in the store."""
+    with _user_errors(), shardstore.open(path) as store:
+        names = column or list(store.columns)
+        for name in names:
+            if name not in store.columns:
+                _fail(f"no column {name!r}; the columns are {', '.join(store.columns)}", 2)
+        draw = None if png is None else _figure("draw_statistics", png)
+        found = {name: store.stats[name] for name in names}
+        if draw is not None:
+            draw(found, png)
+        if as_json:
+            print(json.dumps(statistics_values(found), indent=2))
+            return
+        _out.print(f"[bold]{escape(str(path))}[/]  {len(store):,} rows", soft_wrap=True)
+        _out.print(statistics_table(found))
+
+
+def _figure(function: str, png: Path) -> Callable[..., None]:
+    """Return a function of `shardstore.plotting`, once it is sure that it can draw to a file."""
+    if not png.absolute().parent.is_dir():
+        _fail(f"cannot write {png}: there is no folder {png.absolute().parent}", 2)
+    try:
+        plotting = import_module("shardstore.plotting")
+    except ModuleNotFoundError:
+        _fail("--png needs matplotlib: python -m pip install 'shardstore[plot]'", 2)
+    drawing: Callable[..., None] = getattr(plotting, function)
+    return drawing
+
+
 @app.command("shuffle-report")
 def shuffle_report(
     path: StorePath,
@@ -206,18 +246,13 @@ def shuffle_report(
             labels = store[label][:]
         if not len(store):
             _fail(f"{path}: the store has no rows, so there is no order to measure", 2)
-        if png is not None and not png.absolute().parent.is_dir():
-            _fail(f"cannot write {png}: there is no folder {png.absolute().parent}", 2)
+        draw = None if png is None else _figure("draw_orders", png)
         plans = {
             "full": store.plan(batch_size, shuffle="full", seed=seed),
             "window": store.plan(batch_size, shuffle="window", seed=seed, window_bytes=window_bytes),
         }
-        if png is not None:
-            try:
-                from shardstore.plotting import draw_orders
-            except ModuleNotFoundError:
-                _fail("--png needs matplotlib: python -m pip install 'shardstore[plot]'", 2)
-            draw_orders(plans, png)
+        if draw is not None:
+            draw(plans, png)
         reports = {name: quality(plan, labels=labels) for name, plan in plans.items()}
         if as_json:
             print(json.dumps({name: report.as_dict() for name, report in reports.items()}, indent=2))

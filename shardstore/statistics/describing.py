@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstore.ragged import Ragged, Values
+from shardstore.schema import Field
 from shardstore.statistics.histograms import MAX_BINS
 from shardstore.statistics.moments import MAX_FEATURES, PIECE_ITEMS, Extent, Items, Moments
 from shardstore.statistics.summary import (
     BYTES,
     CATEGORICAL,
     COMPLEX,
+    DEFAULT_BINS,
     NUMERIC,
     RAGGED,
     TEXT,
@@ -27,8 +30,6 @@ from shardstore.statistics.summary import (
     ColumnStatistics,
     Histogram,
 )
-
-DEFAULT_BINS = 32
 
 Blocks = Callable[[], Iterator[NDArray[Any]]]
 
@@ -113,20 +114,26 @@ def compute_categorical_statistics(
 
 
 def compute_ragged_statistics(
-    lengths: Blocks, elements: Blocks, dtype: np.dtype[Any] | type | str, bins: int = DEFAULT_BINS
+    lengths: Blocks,
+    elements: Blocks,
+    dtype: np.dtype[Any] | type | str,
+    bins: int = DEFAULT_BINS,
+    item_shape: Sequence[int] = (),
 ) -> ColumnStatistics:
     """Compute the statistics of a column whose rows have different lengths: of the lengths, and of what the rows hold.
 
     Args:
         lengths: gives the lengths of all rows in int64 blocks `(n,)`, each time it is called.
-        elements: gives what the rows hold, one row behind the other, in blocks `(m,)`, each time it is called.
+        elements: gives what the rows hold, one row behind the other, in blocks `(m, *item_shape)`, each time it is
+            called.
         dtype: the elements' dtype.
         bins: how many bins each histogram has at most.
+        item_shape: the shape of one element.
 
     Raises:
         ValueError: as `compute_statistics`, and if the lengths do not add up to the number of elements.
     """
-    found = compute_statistics(elements, dtype, bins=bins)
+    found = compute_statistics(elements, dtype, item_shape, bins)
     column = replace(compute_text_statistics(lengths, bins), kind=RAGGED, dtype=found.dtype, elements=found)
     if column.values != found.count:
         raise ValueError(f"the lengths add up to {column.values:,}, but there are {found.count:,} elements")
@@ -151,6 +158,31 @@ def compute_text_statistics(lengths: Blocks, bins: int = DEFAULT_BINS) -> Column
 
     found = compute_statistics(counted, np.int64, bins=bins)
     return ColumnStatistics(TEXT, "str", (), count=found.count, values=total, lengths=found)
+
+
+def compute_column_statistics(
+    field: Field, blocks: Callable[[], Iterator[Values]], lengths: Blocks, bins: int = DEFAULT_BINS
+) -> ColumnStatistics:
+    """Compute the statistics of a column of any kind.
+
+    Args:
+        field: what a row holds.
+        blocks: gives all rows in blocks, each time it is called.
+        lengths: of a ragged column, gives the lengths of all rows in int64 blocks `(n,)`, each time it is called; not
+            called for others.
+        bins: how many bins each histogram has at most.
+    """
+
+    def fixed() -> Iterator[NDArray[Any]]:
+        return (block.values if isinstance(block, Ragged) else block for block in blocks())
+
+    if field.kind == "categorical":
+        return compute_categorical_statistics(fixed, field.categories, field.dtype)
+    if field.kind in ("utf8", "binary"):
+        return compute_text_statistics(lengths, bins)
+    if field.kind == "ragged":
+        return compute_ragged_statistics(lengths, fixed, field.dtype, bins, field.row_shape)
+    return compute_statistics(fixed, field.dtype, field.row_shape, bins)
 
 
 def _kind(dtype: np.dtype[Any]) -> str:

@@ -20,6 +20,8 @@ from shardstore.errors import FormatError
 
 NUMERIC, COMPLEX, TIME, BYTES = "numeric", "complex", "time", "bytes"
 CATEGORICAL, RAGGED, TEXT = "categorical", "ragged", "text"
+# How many bins a histogram has at most where nothing else is asked for.
+DEFAULT_BINS = 32
 KINDS = (NUMERIC, COMPLEX, TIME, BYTES, CATEGORICAL, RAGGED, TEXT)
 
 
