@@ -27,6 +27,7 @@ from shardstore.version import __version__
 if TYPE_CHECKING:
     from shardstore.ingesting import ingest
     from shardstore.mixture import Mixture, mix
+    from shardstore.sources.text import read_files, read_text
     from shardstore.statistics.summary import ColumnStatistics
     from shardstore.transforms import Normalize
     from shardstore.writer import Writer
@@ -55,6 +56,8 @@ __all__ = [
     "ingest",
     "mix",
     "open",
+    "read_files",
+    "read_text",
 ]
 
 _ON_FIRST_USE = {
@@ -64,6 +67,8 @@ _ON_FIRST_USE = {
     "Writer": "shardstore.writer",
     "ingest": "shardstore.ingesting",
     "mix": "shardstore.mixture",
+    "read_files": "shardstore.sources.text",
+    "read_text": "shardstore.sources.text",
 }
 
 

@@ -37,12 +37,15 @@ class Build:
     mode: Mode
 
     def commit(
-        self, rows: int, shard_rows: int, columns: Mapping[str, ColumnEntry], sources: Mapping[str, Any]
+        self, rows: int, shard_rows: int, columns: Mapping[str, ColumnEntry], provenance: Mapping[str, Any]
     ) -> None:
-        """Write the metadata of finished columns and give the store its name."""
+        """Write the metadata of finished columns and give the store its name.
+
+        `provenance` is what the manifest says of the rows' origin beside tool and time: JSON values without floats.
+        """
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        provenance = {"tool": f"shardstore {__version__}", "created": now, "sources": dict(sources)}
-        manifest = Manifest(str(uuid.uuid4()), 1, rows, shard_rows, columns, provenance)
+        origin = {"tool": f"shardstore {__version__}", "created": now, "sources": {}, **provenance}
+        manifest = Manifest(str(uuid.uuid4()), 1, rows, shard_rows, columns, origin)
         with explained_errors(self.destination):
             for name, document in manifest.documents().items():
                 files.write_file(self.directory / name / METADATA_FILE, encode_document(document))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shardstore.casting import Cast
 from shardstore.column_types import ColumnType
 from shardstore.errors import SchemaError
-from shardstore.ragged import Blobs, Ragged, RowError, Strings, Values
+from shardstore.ragged import Blobs, InvalidRowError, Ragged, Strings, Values
 from shardstore.schema import EXTENDED_DTYPES, Field
 
 
@@ -54,7 +54,7 @@ class ColumnEncoder:
             if kind == "ragged":
                 return self._encode_ragged(values, settled)
             return self._encode_fixed(values, first_row)
-        except RowError as error:
+        except InvalidRowError as error:
             raise SchemaError(f"column {self._name!r}, row {first_row + error.row:,}: {error.what}") from None
         except (ValueError, TypeError) as error:
             raise SchemaError(f"column {self._name!r}, rows from {first_row:,} on: {error}") from None
@@ -132,7 +132,7 @@ class ColumnEncoder:
         if array.dtype.kind in "iu" and not is_open:
             bad = (array < 0) | (array >= len(self._codes))
             if bad.any():
-                raise RowError(
+                raise InvalidRowError(
                     int(bad.reshape(-1).argmax()) // max(1, array[:1].size),
                     f"{array.reshape(-1)[bad.reshape(-1).argmax()]} is the number of no category; "
                     f"there are {len(self._codes):,}",
@@ -152,7 +152,7 @@ class ColumnEncoder:
         unknown = [number for number, category in enumerate(found) if category not in self._codes]
         if unknown:
             row = int((inverse == unknown[0]).reshape(len(array), -1).any(axis=1).argmax())
-            raise RowError(
+            raise InvalidRowError(
                 row,
                 f"unknown category {str(found[unknown[0]])!r}; the categories are "
                 f"{', '.join(map(repr, list(self._codes)[:10]))}{', …' if len(self._codes) > 10 else ''}",
@@ -197,7 +197,7 @@ def _exact(number: int, row: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
         return array.astype(dtype, casting="same_kind")
     result, changed = Cast(dtype).apply(array)
     if changed is not None:
-        raise RowError(number, f"the value {array.reshape(-1)[changed]} would change in {dtype}")
+        raise InvalidRowError(number, f"the value {array.reshape(-1)[changed]} would change in {dtype}")
     return result
 
 
@@ -213,11 +213,13 @@ def _as_strings(values: Any) -> Strings:
             try:
                 encoded.append(row.encode())
             except UnicodeEncodeError as error:
-                raise RowError(i, f"not to be written as UTF-8: {error.reason} at character {error.start}") from None
+                raise InvalidRowError(
+                    i, f"not to be written as UTF-8: {error.reason} at character {error.start}"
+                ) from None
         elif isinstance(row, bytes | bytearray | memoryview):
             encoded.append(bytes(row))
         else:
-            raise RowError(i, f"expected a string, found a {type(row).__name__}")
+            raise InvalidRowError(i, f"expected a string, found a {type(row).__name__}")
     return Strings(*_parts_of(Blobs.from_bytes(encoded)))
 
 
@@ -231,7 +233,7 @@ def _as_blobs(values: Any) -> Blobs:
     rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
     for i, row in enumerate(rows):
         if not isinstance(row, bytes | bytearray | memoryview):
-            raise RowError(i, f"expected bytes, found a {type(row).__name__}")
+            raise InvalidRowError(i, f"expected bytes, found a {type(row).__name__}")
     return Blobs.from_bytes(bytes(row) for row in rows)
 
 
@@ -252,7 +254,7 @@ def _checked_utf8(strings: Strings) -> Strings:
         try:
             strings[row]
         except UnicodeDecodeError as error:
-            raise RowError(row, f"not UTF-8: {error.reason} at byte {error.start}") from None
+            raise InvalidRowError(row, f"not UTF-8: {error.reason} at byte {error.start}") from None
     return strings
 
 

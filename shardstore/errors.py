@@ -27,6 +27,23 @@ class SourceError(ShardStoreError):
     """An input of an ingest cannot be taken: the message names the source file and, where it can, the row."""
 
 
+class RowError(SourceError):
+    """One row of a source that cannot be taken, where the rows after it can.
+
+    Attributes:
+        where: the place of the row, such as its file and line.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
 class DestinationError(ShardStoreError):
     """The place to write to cannot be used: it exists, is not a store, or has no space left."""
 

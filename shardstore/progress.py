@@ -10,12 +10,12 @@ Advance = Callable[[int], None]
 
 
 @contextmanager
-def byte_progress(description: str, total: int, show: bool | None = None) -> Iterator[Advance]:
+def byte_progress(description: str, total: int | None, show: bool | None = None) -> Iterator[Advance]:
     """Show how many of `total` bytes are done; yields the function that counts them up, from any thread.
 
     Args:
         description: what is being done.
-        total: bytes to do.
+        total: bytes to do; None if that is not known.
         show: whether to draw; None draws if standard error is a terminal.
     """
     if not (sys.stderr.isatty() if show is None else show):

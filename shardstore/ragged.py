@@ -20,7 +20,7 @@ _SHORT_RUN_NBYTES = 24
 _LONG_UNIT_NBYTES = 64
 
 
-class RowError(ValueError):
+class InvalidRowError(ValueError):
     """What is wrong with one of some rows.
 
     Attributes:
@@ -87,7 +87,7 @@ class Ragged:
         if counts.ndim != 1:
             raise ValueError(f"lengths must have one axis, found {counts.ndim}")
         if len(counts) and counts.min() < 0:
-            raise RowError(int(counts.argmin()), f"a length of {counts.min():,}; lengths must not be negative")
+            raise InvalidRowError(int(counts.argmin()), f"a length of {counts.min():,}; lengths must not be negative")
         if counts.sum() != len(array):
             raise ValueError(f"lengths sum up to {counts.sum():,}, but there are {len(array):,} items")
         return cls.checked(array, offsets_of(counts))
@@ -107,7 +107,7 @@ class Ragged:
         arrays = [np.asarray(row) for row in rows]
         for i, array in enumerate(arrays):
             if array.ndim == 0:
-                raise RowError(i, "a single value; a row of a ragged column is an array of items")
+                raise InvalidRowError(i, "a single value; a row of a ragged column is an array of items")
         # An empty list has no dtype to speak of: NumPy takes it for floats of one axis.
         told = [array for array in arrays if array.size or array.ndim > 1 or array.dtype != np.float64] or arrays
         found = np.dtype(dtype) if dtype is not None else told[0].dtype if told else np.dtype(np.float64)
@@ -116,9 +116,9 @@ class Ragged:
             if array.size == 0 and len(array) == 0:
                 continue
             if array.shape[1:] != shape:
-                raise RowError(i, f"items of shape {array.shape[1:]}, expected {shape}")
+                raise InvalidRowError(i, f"items of shape {array.shape[1:]}, expected {shape}")
             if array.dtype != found and not np.can_cast(array.dtype, found, "safe"):
-                raise RowError(i, f"dtype {array.dtype}, expected {found}")
+                raise InvalidRowError(i, f"dtype {array.dtype}, expected {found}")
         lengths = np.array([len(array) for array in arrays], np.int64)
         values = np.empty((int(lengths.sum()), *shape), found)
         if len(values):
@@ -180,6 +180,10 @@ class Ragged:
         bounds = self.offsets.tolist()
         for start, stop in pairwise(bounds):
             yield self._row(self.values[start:stop])
+
+    def copy(self) -> Self:
+        """Return the same rows in fresh arrays."""
+        return self.checked(self.values.copy(), self.offsets.copy())
 
     def to_list(self) -> list[Any]:
         """Return the rows as a list: of nested lists of Python numbers, or of strings or bytes."""

@@ -58,6 +58,8 @@ class Writer:
         self._destination = Path(dest)
         self._options = (codec, shard_bytes, chunk_bytes)
         self._mode = mode
+        # What the manifest keeps of where the rows came from: JSON values without floats.
+        self.provenance: dict[str, Any] = {}
         self._rows = 0
         self._types = {name: parse_type(name, given) for name, given in (types or {}).items()}
         self._encoders: dict[str, ColumnEncoder] = {}
@@ -144,7 +146,7 @@ class Writer:
             entries = {
                 name: replace(column.finish(), field=self._fields[name]) for name, column in self._columns.items()
             }
-        self._build.commit(self._rows, self._shard_rows, entries, {})
+        self._build.commit(self._rows, self._shard_rows, entries, self.provenance)
 
     def __enter__(self) -> Self:
         if self._entered:

@@ -21,17 +21,21 @@ def natural_key(path: Path) -> tuple[list[int | str], str]:
     return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], str(path)
 
 
-def find_files(sources: Paths) -> list[Path]:
+def find_files(sources: Paths, suffixes: tuple[str, ...] | None = SUFFIXES) -> list[Path]:
     """Return the files that `sources` name: a list in the order given, each glob or directory in natural order.
 
+    Args:
+        sources: files, globs and directories.
+        suffixes: which files of a directory are meant; None for all whose names do not begin with a dot.
+
     Raises:
-        SourceError: if a file is missing, a glob matches nothing, or a directory has no `.npy` or `.npz` in it.
+        SourceError: if a file is missing, a glob matches nothing, or a directory has no such file in it.
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
-    files = [file for source in sources for file in _expand(os.fspath(source))]
+    files = [file for source in sources for file in _expand(os.fspath(source), suffixes)]
     if not files:
-        raise SourceError("no source files: name a .npy or .npz file, a glob or a directory")
+        raise SourceError(f"no source files: name {_such_a_file(suffixes)}, a glob or a directory")
     return files
 
 
@@ -52,19 +56,24 @@ def order_note(files: list[Path]) -> str | None:
     )
 
 
-def _expand(source: str) -> list[Path]:
+def _such_a_file(suffixes: tuple[str, ...] | None) -> str:
+    return "a file" if suffixes is None else f"a {' or '.join(suffixes)} file"
+
+
+def _expand(source: str, suffixes: tuple[str, ...] | None) -> list[Path]:
     try:
-        return _expand_one(source)
+        return _expand_one(source, suffixes)
     except OSError as error:
         raise SourceError(f"{source}: cannot be read: {error.strerror}") from None
 
 
-def _expand_one(source: str) -> list[Path]:
+def _expand_one(source: str, suffixes: tuple[str, ...] | None) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        files = [p for p in path.iterdir() if p.suffix in SUFFIXES and not p.is_dir() and not p.name.startswith(".")]
+        shown = [p for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir()]
+        files = [p for p in shown if suffixes is None or p.suffix in suffixes]
         if not files:
-            raise SourceError(f"{source}: no .npy or .npz file in this directory")
+            raise SourceError(f"{source}: no {_such_a_file(suffixes).removeprefix('a ')} in this directory")
         return sorted(files, key=natural_key)
     if path.exists():
         return [path]
