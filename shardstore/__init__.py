@@ -17,6 +17,7 @@ from shardstore.errors import (
     SourceError,
     StateError,
 )
+from shardstore.padding import Pad
 from shardstore.ragged import Blobs, Ragged, Strings
 from shardstore.store import Store
 from shardstore.store import open_store as open
@@ -43,6 +44,7 @@ __all__ = [
     "FormatError",
     "Mixture",
     "Normalize",
+    "Pad",
     "Ragged",
     "SchemaError",
     "ShardStoreError",

@@ -195,17 +195,14 @@ class Ragged:
         """Return the rows as one array, all of one length, and how many items of each are its own.
 
         Args:
-            fill: the value behind (or before) a row's own items.
+            fill: the value behind (or before) a row's own items; 0 is no byte for fixed-width bytes.
             length: items of every row, at least 0; by default those of the longest row. Longer rows are cut.
             side: where rows are filled and cut: `"right"`, behind their items, or `"left"`, before them.
 
         Returns:
             A fresh array `(rows, length, *item_shape)` and int64 `(rows,)`, each row's number of own items in it.
         """
-        if side not in ("right", "left"):
-            raise ValueError(f"side is {side!r}; expected 'right' or 'left'")
-        if length is not None and (isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 0):
-            raise ValueError(f"length is {length!r}; expected at least 0, or None for that of the longest row")
+        check_padding(length, side)
         lengths = self.lengths
         width = int(lengths.max(initial=0)) if length is None else int(length)
         kept = np.minimum(lengths, width)
@@ -213,6 +210,8 @@ class Ragged:
         if (kept < lengths).any():
             starts = self.offsets[:-1] if side == "right" else self.offsets[1:] - kept
             values, _ = join_runs(values, starts, starts + kept)
+        if self.dtype.kind == "S" and fill == 0:
+            fill = b""
         padded = np.full((len(self), width, *self.item_shape), fill, self.dtype)
         places = np.arange(width)
         padded[places < kept[:, None] if side == "right" else places >= (width - kept)[:, None]] = values
@@ -283,6 +282,14 @@ def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name} must be below 2**63, found {array.max():,}")
     return array.astype(np.int64, copy=False)
+
+
+def check_padding(length: int | None, side: str) -> None:
+    """Raise `ValueError` if rows cannot be padded to a length, or on a side."""
+    if side not in ("right", "left"):
+        raise ValueError(f"side is {side!r}; expected 'right' or 'left'")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 0):
+        raise ValueError(f"length is {length!r}; expected at least 0, or None for that of the longest row")
 
 
 def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

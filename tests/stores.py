@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import shardstore
+from shardstore.schema import dtype_named
 
 CODECS = ("raw", "zstd", "blosc:lz4")
 STORED_DTYPES = (
@@ -27,7 +28,7 @@ bit_numbers = st.integers(0, 7)
 
 def random_array(dtype: str | np.dtype[Any], shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:
     """Return an array of random bits: every NaN, NaT and infinity may be among its values."""
-    spec = np.dtype(dtype)
+    spec = dtype_named(dtype) if isinstance(dtype, str) else dtype
     size = int(np.prod(shape))
     data = np.random.default_rng(seed).integers(0, 256, size * spec.itemsize, np.uint8)
     if spec.kind == "b":
@@ -119,3 +120,20 @@ def flipped_bit(path: Path, offset: int, bit: int) -> Iterator[None]:
         yield
     finally:
         flip()
+
+
+def random_rows(
+    counts: Iterable[int], dtype: str | np.dtype[Any], item_shape: tuple[int, ...] = (), seed: int = 0
+) -> list[NDArray[Any]]:
+    """Return arrays of random bits, one a row, of so many items each."""
+    lengths = list(counts)
+    values = random_array(dtype, (sum(lengths), *item_shape), seed)
+    return np.split(values, np.cumsum(lengths)[:-1]) if lengths else []
+
+
+def tensor_bytes(tensor: Any) -> bytes:
+    """Return the bytes of a tensor of any dtype."""
+    import torch
+
+    flat = tensor.contiguous().reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy().tobytes()) if len(flat) else b""

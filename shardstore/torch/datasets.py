@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from shardstore.errors import StateError
 from shardstore.order import Cursor, Plan, Remainder, State, Turns, check_epoch, restore_state, save_state
 from shardstore.planning import WINDOW_BYTES, Shuffle
+from shardstore.ragged import Ragged, Values
 from shardstore.store import open_rows, open_store
 from shardstore.stream import (
     GATHER_NBYTES,
@@ -26,9 +27,9 @@ from shardstore.stream import (
     column_names,
 )
 from shardstore.table import Table
+from shardstore.torch.batches import batch_tensors, row_tensors, transformed_tensors
 from shardstore.torch.passes import Pass, PassCounter
 from shardstore.torch.replicas import ReplicaFinder, check_not_sharded_again
-from shardstore.torch.tensors import batch_tensors, to_tensor, transformed_tensors
 from shardstore.torch.worker_states import Share, is_of_worker, read_loader, read_worker
 
 # Rows in a row that one worker takes where the dataset yields single rows.
@@ -69,7 +70,9 @@ class StoreIterableDataset(IterableDataset[Any]):
         window_bytes: see `Store.batches`.
         lanes: see `Store.batches`.
 
-    Tensors are writable and keep the columns' dtypes. Raises `SchemaError` for dtypes that torch does not have.
+    Tensors are writable and keep the columns' dtypes; for those that torch does not have see
+    `shardstore.torch.tensors.to_tensor`. A ragged column is a `RaggedTensor` in a batch and a tensor in a row; strings
+    and bytes are lists in a batch, and `str` and `bytes` in a row.
     """
 
     def __init__(
@@ -196,11 +199,12 @@ class StoreIterableDataset(IterableDataset[Any]):
     def _single_rows(self, block: Batch) -> Iterator[Any]:
         count = len(next(iter(block.values())))
         if self._transform is not None:
+            ragged = [name for name, values in block.items() if type(values) is Ragged]
             for i in range(count):
-                row = {name: array[i, ...] for name, array in block.items()}
-                yield transformed_tensors(self._transform(row), self._as_tuple)
+                row = {name: _row(values, i) for name, values in block.items()}
+                yield transformed_tensors(self._transform(row), self._as_tuple, ragged)
             return
-        columns = [to_tensor(name, array).unbind(0) for name, array in block.items()]
+        columns = [row_tensors(name, values) for name, values in block.items()]
         if self._as_tuple:
             yield from zip(*columns, strict=True)
             return
@@ -352,22 +356,27 @@ class StoreMapDataset(Dataset[Any]):
         return len(self._table)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return one row (an int) or a batch of rows, as writable tensors."""
+        """Return one row (an int) or a batch of rows, as writable tensors, with ragged columns as in batches."""
         if isinstance(index, slice):
             index = range(*index.indices(len(self)))
         single = np.ndim(index) == 0
         arrays = self._table.take([int(index)] if single else index)
         if not single:
             return batch_tensors(arrays, self._as_tuple)
-        tensors = {name: to_tensor(name, array)[0] for name, array in arrays.items()}
+        tensors = {name: row_tensors(name, values)[0] for name, values in arrays.items()}
         return tuple(tensors.values()) if self._as_tuple else tensors
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Return a list of rows, gathered together."""
         arrays = self._table.take(indices)
-        columns = [to_tensor(name, array).unbind(0) for name, array in arrays.items()]
+        columns = [row_tensors(name, values) for name, values in arrays.items()]
         rows = zip(*columns, strict=True)
         return list(rows) if self._as_tuple else [dict(zip(arrays, row, strict=True)) for row in rows]
+
+
+def _row(values: Values, number: int) -> Any:
+    """Return a row of a column as a transform gets it: an array also where it is a single number."""
+    return values[number] if isinstance(values, Ragged) else values[number, ...]
 
 
 def _behind(begin: Pass, items: int, plan: Plan, world_size: int, end: int | None = None) -> Pass:

@@ -15,11 +15,14 @@ from shardstore.order import Cursor, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.store import open_rows
 from shardstore.stream import Batch, BatchStream, Reading, Transform, column_names, cut_block
+from shardstore.torch.batches import batch_tensors, map_leaves, transformed_tensors
+from shardstore.torch.ragged import RaggedTensor
 from shardstore.torch.replicas import ReplicaFinder, check_not_sharded_again
-from shardstore.torch.tensors import batch_tensors, map_leaves, transformed_tensors
 
 # Groups of batches, of about 2 MiB each, that may wait for the consumer.
 _GROUPS_AHEAD = 2
+# What goes to a device; strings and whatever else a transform returns stay.
+_MOVED = (torch.Tensor, RaggedTensor)
 
 
 class StoreLoader(BatchStream):
@@ -146,8 +149,8 @@ class StoreLoader(BatchStream):
 
 
 def _to(device: torch.device) -> Callable[[Any], Any]:
-    return lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf
+    return lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, _MOVED) else leaf
 
 
 def _pinned(leaf: Any) -> Any:
-    return leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf
+    return leaf.pin_memory() if isinstance(leaf, _MOVED) else leaf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,58 +11,65 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from shardstore.errors import SchemaError
-from shardstore.stream import Batch
+from shardstore.schema import EXTENDED_DTYPES
 
 # Above this, moving the bytes through a pipe costs more than a file descriptor for shared memory.
 MAX_INLINE_NBYTES = 1 << 20
+# Torch's dtypes of which NumPy or torch's own indexing knows nothing but the bits, and the integers of these bits.
+_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64} | {
+    getattr(torch, name): {"uint16": torch.int16, "uint8": torch.uint8}[carrier]
+    for name, carrier in EXTENDED_DTYPES.items()
+    if hasattr(torch, name)
+}
 
 
 def to_tensor(name: str, array: NDArray[Any]) -> torch.Tensor:
-    """Return a tensor that shares the memory of `array`; raise `SchemaError` if torch has no such dtype."""
+    """Return a tensor that shares the memory of `array`.
+
+    bfloat16 and the float8 types are torch's own. Dates and times are the int64 numbers that they are stored as, and
+    fixed-width bytes S<n> are uint8 with a last axis of n.
+
+    Args:
+        name: the column, for the message.
+        array: writable, in native byte order.
+
+    Raises:
+        SchemaError: if torch has no dtype for it.
+    """
     try:
         tensor = torch.from_numpy(array)
     except TypeError:
-        raise SchemaError(
-            f"column {name!r} has dtype {array.dtype}, which torch does not have: leave it out with columns=…, "
-            "or turn it into numbers with a transform"
-        ) from None
-    if array.nbytes <= MAX_INLINE_NBYTES and get_worker_info() is not None:
-        return tensor.as_subclass(_InlineTensor)
-    return tensor
+        tensor = _tensor_of_bits(name, array)
+    return to_send(tensor)
 
 
-def batch_tensors(arrays: Batch, as_tuple: bool) -> Any:
-    """Return a batch of arrays as tensors, in a dict or a tuple."""
-    tensors = {name: to_tensor(name, array) for name, array in arrays.items()}
-    return tuple(tensors.values()) if as_tuple else tensors
+def to_send(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in a form in which it leaves a worker process fast; elsewhere, as it is."""
+    if get_worker_info() is None or tensor.nbytes > MAX_INLINE_NBYTES:
+        return tensor
+    return tensor.as_subclass(InlineTensor)
 
 
-def transformed_tensors(item: Any, as_tuple: bool) -> Any:
-    """Turn the arrays in what a transform returned into tensors; leave everything else."""
-    item = map_leaves(item, _as_tensor)
-    return tuple(item.values()) if as_tuple and isinstance(item, dict) else item
+def integers_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view of a tensor in a dtype that can be indexed and goes to NumPy: its own, or that of its bits."""
+    return tensor.view(_BITS.get(tensor.dtype, tensor.dtype))
 
 
-def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Return a copy of nested dicts, tuples and lists with a function applied to all that is none of them."""
-    if isinstance(value, dict):
-        return {key: map_leaves(item, function) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [map_leaves(item, function) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return function(value)
+def _tensor_of_bits(name: str, array: NDArray[Any]) -> torch.Tensor:
+    dtype = array.dtype
+    if dtype.kind in "mM":
+        return torch.from_numpy(array.view(np.int64))
+    if dtype.kind == "S":
+        return torch.from_numpy(array[..., np.newaxis].view(np.uint8))
+    if dtype.name in EXTENDED_DTYPES and hasattr(torch, dtype.name):
+        return torch.from_numpy(array.view(EXTENDED_DTYPES[dtype.name])).view(getattr(torch, dtype.name))
+    raise SchemaError(
+        f"column {name!r} has dtype {dtype}, which torch {torch.__version__} does not have: leave it out with "
+        "columns=…, or turn it into numbers with a transform"
+    ) from None
 
 
-def _as_tensor(value: Any) -> Any:
-    if not isinstance(value, np.ndarray | np.generic):
-        return value
-    array = np.asarray(value)
-    if not array.flags.writeable or min(array.strides, default=0) < 0 or not array.dtype.isnative:
-        array = np.array(array, array.dtype.newbyteorder("="), order="C")
-    return to_tensor("(transformed)", array)
-
-
-class _InlineTensor(torch.Tensor):
+class InlineTensor(torch.Tensor):
     """A worker's tensor that is sent by its bytes. It arrives, and comes out of every operation, as a plain tensor.
 
     torch sends each tensor as a descriptor of shared memory, which the receiver fetches over a socket of its own: about
@@ -72,4 +79,12 @@ class _InlineTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return torch.from_numpy, (self.numpy(),)
+        return _received, (integers_of(self).numpy(), self.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        plain: torch.Tensor = deepcopy(self.as_subclass(torch.Tensor), memo)  # torch refuses subclasses
+        return plain
+
+
+def _received(array: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(array).view(dtype)
