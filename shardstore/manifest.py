@@ -110,17 +110,21 @@ class ColumnEntry:
     @property
     def chunking(self) -> Chunking:
         """What it takes to read rows of the column."""
-        layout = self.data.layout
-        item_nbytes = layout.field.row_nbytes
-        decoded = item_nbytes > 0 and not layout.codec.is_raw
+        data = self.item_chunking
         if self.ranges is None:
-            return Chunking(item_nbytes, layout.chunk_rows, decoded)
+            return data
         rows, items = max(1, self.ranges.rows), self.data.rows
         range_nbytes = self.ranges.layout.field.row_nbytes
-        chunk_rows = power_of_two_at_most(_RAGGED_CHUNKS * layout.chunk_rows * rows // max(1, items))
-        return Chunking(
-            range_nbytes + -(-items * item_nbytes // rows), min(chunk_rows, self.ranges.layout.shard_rows), decoded
-        )
+        chunk_rows = power_of_two_at_most(_RAGGED_CHUNKS * data.chunk_rows * rows // max(1, items))
+        row_nbytes = range_nbytes + -(-items * data.row_nbytes // rows)
+        return Chunking(row_nbytes, min(chunk_rows, self.ranges.layout.shard_rows), data.decoded)
+
+    @property
+    def item_chunking(self) -> Chunking:
+        """What it takes to read rows of the first array: rows of a fixed column, items of a ragged one."""
+        layout = self.data.layout
+        row_nbytes = layout.field.row_nbytes
+        return Chunking(row_nbytes, layout.chunk_rows, row_nbytes > 0 and not layout.codec.is_raw)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ Side = Literal["right", "left"]
 
 # Up to here an index of every item is faster than a slice of every row.
 _SHORT_RUN_NBYTES = 24
-# From here on runs of one length are gathered as rows of a table.
-_LONG_UNIT_NBYTES = 64
+# NumPy has no larger elements.
+_LARGEST_RUN_NBYTES = 2**31 - 1
+# Runs that need a second copy are joined so many bytes at a time.
+_BLOCK_NBYTES = 128 << 10
 
 
 class InvalidRowError(ValueError):
@@ -209,7 +211,7 @@ class Ragged:
         values = self.values
         if (kept < lengths).any():
             starts = self.offsets[:-1] if side == "right" else self.offsets[1:] - kept
-            values, _ = join_runs(values, starts, starts + kept)
+            values = join_runs(values, starts, starts + kept)
         if self.dtype.kind == "S" and fill == 0:
             fill = b""
         padded = np.full((len(self), width, *self.item_shape), fill, self.dtype)
@@ -272,7 +274,8 @@ def place_parts(parts: Sequence[tuple[slice | Rows, Ragged]]) -> Ragged:
 
 
 def _picked(rows: Ragged, order: Rows) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    return join_runs(rows.values, rows.offsets[order], rows.offsets[order + 1])
+    starts, stops = rows.offsets[order], rows.offsets[order + 1]
+    return join_runs(rows.values, starts, stops), offsets_of(stops - starts)
 
 
 def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
@@ -305,47 +308,60 @@ def first_decrease(offsets: NDArray[np.int64]) -> int | None:
     return int(down.argmax()) if down.any() else None
 
 
-def join_runs(values: NDArray[Any], starts: Rows, stops: Rows) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Copy runs of consecutive items, one after the other, into a fresh array; return it and their offsets.
+def join_runs(values: NDArray[Any], starts: Rows, stops: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Copy runs of consecutive items, one after the other, into one array.
 
     Args:
         values: C-contiguous `(items, *item_shape)`.
         starts: int64 `(runs,)`, in range.
         stops: int64 `(runs,)`, in range and not before their starts.
+        out: C-contiguous, of all runs' items; by default a fresh array.
     """
     lengths = stops - starts
-    offsets = offsets_of(lengths)
-    total = int(offsets[-1])
     item_nbytes = values.dtype.itemsize * prod(values.shape[1:])
+    length = int(lengths[0]) if len(lengths) else 0
+    if 0 < length * item_nbytes <= _LARGEST_RUN_NBYTES and (lengths == length).all():
+        return _join_equal(values, starts, length, out)
+    total = int(lengths.sum())
     if not total * item_nbytes:
-        return np.empty((total, *values.shape[1:]), values.dtype), offsets
+        return np.empty((total, *values.shape[1:]), values.dtype) if out is None else out
+    offsets = offsets_of(lengths)
     if total * item_nbytes <= _SHORT_RUN_NBYTES * len(starts):
         items = np.arange(total) + np.repeat(starts - offsets[:-1], lengths)
-        return values.take(items, axis=0, mode="clip"), offsets
-    unit = _common_unit(starts, lengths)
-    if unit * item_nbytes >= _LONG_UNIT_NBYTES:
-        return _take_units(values, starts, int(lengths[0]), unit), offsets
+        return values.take(items, axis=0, out=out, mode="clip")
+    if out is None:
+        return _joined_slices(values, starts, stops)
+    cuts = np.searchsorted(offsets, np.arange(0, total, max(1, _BLOCK_NBYTES // item_nbytes)))
+    for first, last in pairwise(np.unique([*cuts.tolist(), len(starts)]).tolist()):
+        out[offsets[first] : offsets[last]] = _joined_slices(values, starts[first:last], stops[first:last])
+    return out
+
+
+def _joined_slices(values: NDArray[Any], starts: Rows, stops: Rows) -> NDArray[Any]:
     # Joining slices of a buffer costs half of what concatenating slices of an array does.
+    item_nbytes = values.dtype.itemsize * prod(values.shape[1:])
     buffer = values.reshape(-1).view(np.uint8).data
     bounds = zip((starts * item_nbytes).tolist(), (stops * item_nbytes).tolist(), strict=True)
     joined = bytearray().join([buffer[start:stop] for start, stop in bounds])
-    return np.frombuffer(joined, values.dtype).reshape(total, *values.shape[1:]), offsets
+    return np.frombuffer(joined, values.dtype).reshape(-1, *values.shape[1:])
 
 
-def _common_unit(starts: Rows, lengths: Rows) -> int:
-    """Return how long the rows are into which the items can be cut so that runs of one length are whole rows; or 0."""
-    if (lengths != lengths[0]).any():
-        return 0
-    return int(np.gcd(np.gcd.reduce(starts - starts[0]), lengths[0]))
-
-
-def _take_units(values: NDArray[Any], starts: Rows, length: int, unit: int) -> NDArray[Any]:
-    """Gather runs of one length as rows of `unit` items: windows over a text are so taken like rows of a table."""
-    first = int(starts[0]) % unit
-    count = (len(values) - first) // unit
-    table = values[first : first + count * unit].reshape(count, unit, *values.shape[1:])
-    rows = ((starts - first) // unit)[:, None] + np.arange(length // unit)
-    return table.take(rows.reshape(-1), axis=0, mode="clip").reshape(-1, *values.shape[1:])
+def _join_equal(values: NDArray[Any], starts: Rows, length: int, out: NDArray[Any] | None) -> NDArray[Any]:
+    """Gather runs of one length, each as one element: a run then costs some nanoseconds and the copying of it."""
+    item_nbytes = values.dtype.itemsize * prod(values.shape[1:])
+    run = np.dtype(f"V{length * item_nbytes}")
+    if out is None:
+        # A run begins at every item, so these overlap. Indexing copes with that, `take` would copy all of them first.
+        buffer = values.reshape(-1).view(np.uint8).data
+        runs: NDArray[Any] = np.ndarray((len(values) - length + 1,), run, buffer, strides=(item_nbytes,))
+        return runs[starts].view(values.dtype).reshape(-1, *values.shape[1:])
+    target = out.reshape(-1).view(run)
+    block = max(1, _BLOCK_NBYTES // run.itemsize)
+    for first in range(0, len(starts), block):  # small enough that the second copy reads from the cache
+        target[first : first + block] = (
+            _join_equal(values, starts[first : first + block], length, None).reshape(-1).view(run)
+        )
+    return out
 
 
 # What columns give for several rows.

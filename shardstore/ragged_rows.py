@@ -32,13 +32,13 @@ def take_ragged(files: RaggedFiles, name: str, rows: Rows) -> Ragged:
     """Gather rows of a ragged column, in order, into fresh arrays."""
     ranges = files.read_ranges(name, rows)
     starts, stops = ranges[:, 0], ranges[:, 1]
-    return _made(files, name, files.read_items(name, *_end_to_end(starts, stops)), stops - starts)
+    return _made(files, name, files.read_items(name, *end_to_end(starts, stops)), stops - starts)
 
 
 def slice_ragged(files: RaggedFiles, name: str, start: int, stop: int) -> Ragged:
     """Return consecutive rows of a ragged column, whose values are a view where that needs no copy."""
     ranges = files.read_ranges(name, np.arange(start, stop))
-    starts, stops = _end_to_end(ranges[:, 0], ranges[:, 1])
+    starts, stops = end_to_end(ranges[:, 0], ranges[:, 1])
     if len(starts) > 1:
         values = files.read_items(name, starts, stops)
     else:
@@ -51,8 +51,8 @@ def _made(files: RaggedFiles, name: str, values: NDArray[Any], lengths: Rows) ->
     return RAGGED_CLASSES[files.field(name).kind].checked(values, offsets_of(lengths))
 
 
-def _end_to_end(starts: Rows, stops: Rows) -> tuple[Rows, Rows]:
-    """Join runs that lie end to end, in order."""
+def end_to_end(starts: Rows, stops: Rows) -> tuple[Rows, Rows]:
+    """Join runs that follow one another in the file, too."""
     joined = starts[1:] == stops[:-1]
     if not joined.any():
         return starts, stops

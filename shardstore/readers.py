@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from shardstore.locks import ForkSafeLock
 from shardstore.manifest import ArrayEntry
 from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
 from shardstore.ragged import join_runs
+from shardstore.schema import Field
 from shardstore.selection import Rows
 from shardstore.shardfile import (
     RESTORE,
@@ -40,24 +42,43 @@ ChunkCache = BoundedCache[tuple[str, int], NDArray[Any]]
 CHUNK_CACHE_NBYTES = 32 << 20
 
 
-class Reader(Protocol):
-    """Rows of one column. Row numbers are in range; callers check them."""
+class Reader(ABC):
+    """Rows of one column. Row numbers are in range; callers check them.
 
-    @property
-    def slices_are_views(self) -> bool:
-        """Whether no slice needs a copy."""
+    Attributes:
+        slices_are_views: whether no slice needs a copy.
+    """
 
+    slices_are_views: bool
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+
+    @abstractmethod
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
         """Copy the given rows, in their order, into the C-contiguous `out`."""
 
+    @abstractmethod
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive rows: a read-only view where that needs no copy, else a fresh array."""
 
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """Copy runs of consecutive rows, one after the other, into the C-contiguous `out`."""
+        place = 0
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            out[place : place + stop - start] = self.slice(start, stop)
+            place += stop - start
+
+    def take_blocks(self, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
+        """Copy blocks of `length` consecutive rows, of which number 0 begins at row `first`, into `out`."""
+        starts = first + blocks * length
+        self.take_runs(starts, starts + length, out)
 
     def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
         """Return a fresh array of runs of consecutive rows, one after the other."""
+        out = np.empty((int((stops - starts).sum()), *self._field.row_shape), self._field.dtype)
+        self.take_runs(starts, stops, out)
+        return out
 
 
 def open_reader(directory: Directory, entry: ArrayEntry, chunks: ChunkCache, contiguous: bool = True) -> Reader:
@@ -84,14 +105,14 @@ def open_reader(directory: Directory, entry: ArrayEntry, chunks: ChunkCache, con
     return ShardwiseReader(directory, entry)
 
 
-class EmptyReader:
+class EmptyReader(Reader):
     """Reads a column without bytes: no rows, or rows of shape such as `(3, 0)`."""
 
     slices_are_views = True
 
     def __init__(self, entry: ArrayEntry) -> None:
-        layout = entry.layout
-        self._array = np.empty((entry.rows, *layout.field.row_shape), layout.field.dtype)
+        super().__init__(entry.layout.field)
+        self._array = np.empty((entry.rows, *self._field.row_shape), self._field.dtype)
         self._array.flags.writeable = False
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
@@ -104,12 +125,8 @@ class EmptyReader:
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """There is nothing to copy."""
 
-    def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
-        """Return as many rows of nothing."""
-        return np.empty((int((stops - starts).sum()), *self._array.shape[1:]), self._array.dtype)
 
-
-class ContiguousReader:
+class ContiguousReader(Reader):
     """Reads a raw column as one array; maps a shard's part of it when a row of that shard is first asked for.
 
     `take` and `slice` raise `CannotMapError` where the process has run out of mappings since.
@@ -117,6 +134,7 @@ class ContiguousReader:
 
     def __init__(self, directory: Directory, entry: ArrayEntry) -> None:
         layout, rows = entry.layout, entry.rows
+        super().__init__(layout.field)
         keys, sizes = entry.keys, entry.nbytes.tolist()
         spacing = spacing_nbytes(layout.shard_nbytes, layout.field.row_nbytes)
         last = layout.rows_in_shard(len(keys) - 1, rows) * layout.field.row_nbytes
@@ -153,16 +171,31 @@ class ContiguousReader:
         return joined
 
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Copy run by run."""
-        _copy_slices(self, starts, stops, out)
+        """Copy all runs at once where there are no phantom rows."""
+        if self._phantom_rows:
+            super().take_runs(starts, stops, out)
+            return
+        if not self._files.complete:
+            self._map_runs(starts, stops)
+        join_runs(self._array, starts, stops, out)
+
+    def take_blocks(self, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
+        """Copy all blocks in one gather where there are no phantom rows: they are rows of a table."""
+        if self._phantom_rows or not self._files.complete:
+            super().take_blocks(first, length, blocks, out)
+            return
+        count = (len(self._array) - first) // length
+        row_shape = (length, *self._field.row_shape)
+        table = self._array[first : first + count * length].reshape(count, *row_shape)
+        table.take(blocks, axis=0, out=out.reshape(len(blocks), *row_shape), mode="clip")
 
     def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
         """Copy all runs at once where there are no phantom rows."""
         if self._phantom_rows:
-            return _joined(self, self._array, starts, stops)
+            return super().join_runs(starts, stops)
         if not self._files.complete:
             self._map_runs(starts, stops)
-        return join_runs(self._array, starts, stops)[0]
+        return join_runs(self._array, starts, stops)
 
     def _map_runs(self, starts: Rows, stops: Rows) -> None:
         filled = starts < stops
@@ -171,13 +204,14 @@ class ContiguousReader:
         self._files.ensure(np.concatenate([firsts, lasts, *inner]))
 
 
-class ShardwiseReader:
+class ShardwiseReader(Reader):
     """Reads a raw column through a mapping per shard, of which it keeps a bounded number."""
 
     MAX_OPEN = 512
     slices_are_views = False
 
     def __init__(self, directory: Directory, entry: ArrayEntry) -> None:
+        super().__init__(entry.layout.field)
         self._directory = directory
         self._entry = entry
         self._rows = entry.rows
@@ -217,17 +251,8 @@ class ShardwiseReader:
         out.flags.writeable = False
         return out
 
-    def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Copy run by run."""
-        _copy_slices(self, starts, stops, out)
 
-    def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
-        """Copy run by run."""
-        field = self._entry.layout.field
-        return _joined(self, np.empty((0, *field.row_shape), field.dtype), starts, stops)
-
-
-class ChunkReader:
+class ChunkReader(Reader):
     """Reads a compressed column: decodes the chunks that hold the asked-for rows, each once a call."""
 
     slices_are_views = False
@@ -236,6 +261,7 @@ class ChunkReader:
     _SPAN_CHUNKS = 8  # that are read at once and decoded by one thread
 
     def __init__(self, directory: Directory, entry: ArrayEntry, chunks: ChunkCache) -> None:
+        super().__init__(entry.layout.field)
         self._directory = directory
         self._entry = entry
         self._chunks = chunks
@@ -301,11 +327,6 @@ class ChunkReader:
         for_each(decode, spans)
         for_each(copy, list(parts))
 
-    def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
-        """Decode runs of rows into a fresh array, each chunk once."""
-        field = self._layout.field
-        return _joined(self, np.empty((0, *field.row_shape), field.dtype), starts, stops)
-
     def _can_follow(self, spans: list[tuple[int, int, int]], chunk: int, place: int) -> bool:
         """Whether a chunk lies and goes behind the last span, in the same file, and that has not enough chunks."""
         if not spans or not chunk % self._layout.slots:
@@ -353,19 +374,6 @@ class ChunkReader:
         path = self._directory.path / self._layout.shard_key(shard)
         rows = self._layout.rows_in_shard(shard, self._rows)
         return read_footer(descriptor, path, self._layout, self._entry.record(shard), rows)
-
-
-def _copy_slices(reader: Reader, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-    place = 0
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        out[place : place + stop - start] = reader.slice(start, stop)
-        place += stop - start
-
-
-def _joined(reader: Reader, like: NDArray[Any], starts: Rows, stops: Rows) -> NDArray[Any]:
-    out = np.empty((int((stops - starts).sum()), *like.shape[1:]), like.dtype)
-    reader.take_runs(starts, stops, out)
-    return out
 
 
 def _runs(start: int, stop: int, unit: int) -> Iterator[tuple[int, int, int]]:

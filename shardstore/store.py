@@ -150,9 +150,29 @@ class StoreFiles:
         """Return a fresh array of runs of consecutive items of a ragged column, one after the other."""
         return self._attempt(self._data(name), lambda reader: reader.join_runs(starts, stops))
 
+    def read_item_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Read runs of consecutive items of a ragged column, one after the other, into the C-contiguous `out`."""
+        self._attempt(self._data(name), lambda reader: reader.take_runs(starts, stops, out))
+
+    def read_item_blocks(self, name: str, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
+        """Read blocks of `length` items, of which number 0 begins at item `first`, into the C-contiguous `out`."""
+        self._attempt(self._data(name), lambda reader: reader.take_blocks(first, length, blocks, out))
+
     def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive items of a ragged column, as a read-only view where that needs no copy."""
         return self._attempt(self._data(name), lambda reader: reader.slice(start, stop))
+
+    def range_slice(self, name: str, start: int, stop: int) -> NDArray[np.int64] | None:
+        """Return the ranges of consecutive rows, unchecked, as a view of the file; None where that needs a copy."""
+        entry = self.manifest.columns[name].ranges
+        assert entry is not None
+        if not self._attempt(entry, lambda reader: reader.slices_are_views):
+            return None
+        return self._attempt(entry, lambda reader: reader.slice(start, stop))
+
+    def item_chunking(self, name: str) -> Chunking:
+        """Return what it takes to read items of a ragged column."""
+        return self.manifest.columns[name].item_chunking
 
     def num_items(self, name: str) -> int:
         """Return how many items all rows of a ragged column have."""

@@ -22,6 +22,7 @@ from shardstore.selection import Rows, Selection, normalize
 from shardstore.statistics.summary import DEFAULT_BINS, ColumnStatistics
 from shardstore.stream import Streamable, StreamSource, column_names, known_columns
 from shardstore.table_rows import ColumnFiles, TableRows, take_rows
+from shardstore.token_windows import Cut, WindowFiles
 
 # How many bytes `where` reads at a time.
 _SCAN_NBYTES = 8 << 20
@@ -214,6 +215,45 @@ class Table(Streamable):
         else:
             chosen = split_evenly(self.selection, numbers, seed)
         return {name: View(self.files, self.columns, rows) for name, rows in zip(sizes, chosen, strict=True)}
+
+    def windows(
+        self,
+        column: str,
+        length: int,
+        stride: int | None = None,
+        across_rows: bool = True,
+        *,
+        documents: bool = False,
+        positions: bool = False,
+    ) -> View:
+        """Return a view of windows over a ragged column: its rows are `length` consecutive items each.
+
+        The rows of this table are the documents, in its order. Window *i* begins with item `i * stride` of all
+        documents end to end; what is left behind the last whole window is in none. Where no window fits, the view has
+        no rows. A window is found in O(1) memory if this table's rows follow one another in the store; for other rows,
+        and with `across_rows=False`, each process that reads holds 8 bytes a document.
+
+        Args:
+            column: a ragged column, or strings or bytes, whose items are uint8.
+            length: items of a window, at least 1.
+            stride: how many items each window begins behind the one before it; `length` by default. Less makes windows
+                overlap, more leaves items out.
+            across_rows: whether windows go on from one document into the next; else every document is cut by itself,
+                and what is left of each, as all of those shorter than `length`, is in no window.
+            documents: add a column `document`, int64 `(windows, length)`: the row of this table that each item is of.
+            positions: add a column `position`, int64 `(windows, length)`: each item's place in its document, from 0.
+
+        Raises:
+            KeyError: if the column is unknown.
+            TypeError: if it is not ragged, or a number is no integer.
+            ValueError: if a number is below 1, or the column has the name of one that is to be added.
+        """
+        if not isinstance(column, str):
+            raise TypeError(f"column is a {type(column).__name__}; expected the name of a ragged column")
+        cut = Cut.checked(length, stride, across_rows, documents, positions)
+        self._known((column,))
+        files = WindowFiles(self.files, column, self.selection, cut)
+        return View(files, files.columns, files.all_windows)
 
     # Reading it
 
