@@ -10,12 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shardstore.decoding import cpu_count
 from shardstore.errors import CorruptionError, FormatError, ShardStoreError
 from shardstore.files import Directory
-from shardstore.manifest import METADATA_FILE, ArrayEntry, Manifest, read_manifest
+from shardstore.manifest import METADATA_FILE, ArrayEntry, ColumnEntry, Manifest, read_manifest
 from shardstore.progress import byte_progress
-from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_footer
+from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_at, read_footer
+
+
+_RANGES_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class _ShardResult:
 
 
 def verify_store(directory: Directory, manifest: Manifest, progress: bool | None = None) -> VerifyReport:
-    """Check the metadata of all arrays, and of every shard file its size, its footer and each chunk."""
+    """Check the metadata of all arrays, of every shard file its size, its footer and each chunk, and all ranges."""
     damages = [*_group_damages(directory, manifest), *_metadata_damages(directory, manifest)]
     shards = [(entry, shard) for entry in manifest.arrays for shard in range(len(entry.nbytes))]
     total = sum(column.stored_nbytes for column in manifest.columns.values())
@@ -84,11 +89,15 @@ def verify_store(directory: Directory, manifest: Manifest, progress: bool | None
             return _verify_shard(directory, *job, advance)
 
         results = list(executor.map(verify, shards))
+    damages += [damage for result in results for damage in result.damages]
+    if not damages:  # of bytes that were not written so, nothing more needs to be said
+        for column in manifest.columns.values():
+            damages += _range_damages(directory, column)
     return VerifyReport(
         files=1 + len(manifest.documents()) + len(shards),
         chunks=sum(result.chunks for result in results),
         nbytes=sum(result.nbytes for result in results),
-        damages=(*damages, *(damage for result in results for damage in result.damages)),
+        damages=tuple(damages),
     )
 
 
@@ -145,6 +154,35 @@ def _verify_shard(directory: Directory, entry: ArrayEntry, shard: int, advance: 
     finally:
         os.close(descriptor)
     return _ShardResult(chunks, record.nbytes, damages)
+
+
+def _range_damages(directory: Directory, column: ColumnEntry) -> Iterator[Damage]:
+    """Look whether the rows of a ragged column lie end to end: windows over them rely on it."""
+    if column.ranges is None:
+        return
+    layout, end = column.ranges.layout, 0
+    for shard, key in enumerate(column.ranges.keys):
+        first = shard * layout.shard_rows
+        count = layout.rows_in_shard(shard, column.ranges.rows)
+        descriptor = open_shard(directory, key, column.ranges.record(shard).nbytes)
+        try:
+            for start in range(0, count, _RANGES_AT_ONCE):
+                rows = min(_RANGES_AT_ONCE, count - start)
+                data = read_at(descriptor, rows * layout.field.row_nbytes, start * layout.field.row_nbytes)
+                ranges = np.frombuffer(data, "<i8").reshape(rows, 2)
+                begins = np.concatenate([[end], ranges[:-1, 1]])
+                wrong = (ranges[:, 0] != begins) | (ranges[:, 1] < ranges[:, 0])
+                if wrong.any():
+                    row = first + start + int(wrong.argmax())
+                    yield Damage(key, "the rows do not lie end to end", None, (row, row + 1))
+                    return
+                end = int(ranges[-1, 1])
+        finally:
+            os.close(descriptor)
+    if end != column.data.rows:
+        last = column.ranges.rows
+        reason = f"the rows do not lie end to end: they end at item {end:,} of {column.data.rows:,}"
+        yield Damage(f"{layout.field.name}", reason, None, (max(0, last - 1), last))
 
 
 def _whole(key: str, path: Path, error: Exception, first_row: int, count: int) -> Damage:
