@@ -19,7 +19,6 @@ from shardstore.manifest import METADATA_FILE, ArrayEntry, ColumnEntry, Manifest
 from shardstore.progress import byte_progress
 from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_at, read_footer
 
-
 _RANGES_AT_ONCE = 1 << 16
 
 
