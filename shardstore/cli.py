@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -23,13 +23,16 @@ from rich.table import Table as TextTable
 
 import shardstore
 from shardstore.building import Mode
+from shardstore.column_types import Categorical, ColumnType
+from shardstore.describing import describe_store, row_form, show_value
 from shardstore.errors import CorruptionError, ShardStoreError
 from shardstore.export import export_npy
-from shardstore.manifest import FORMAT_VERSION, METADATA_FILE
+from shardstore.manifest import METADATA_FILE
 from shardstore.order import Measure, Quality, quality
 from shardstore.planning import WINDOW_BYTES
 from shardstore.reports import statistics_table, statistics_values
 from shardstore.schema import DEFAULT_SHARD_BYTES
+from shardstore.sources.named import ROLES
 from shardstore.sources.paths import find_files, order_note
 from shardstore.verify import Damage, VerifyReport
 
@@ -73,7 +76,20 @@ def ingest(
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=GLOB: a column from parallel files; may be given again.", show_default=False),
+        typer.Option(
+            help="NAME=GLOB: a column from parallel files; of a ragged one NAME.values=GLOB and NAME.offsets=GLOB (or "
+            ".lengths, .padded, .rows); may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            help="NAME=TYPE: what a column's rows are, such as bfloat16, utf8, ragged[uint16], categorical or "
+            "categorical:cat,dog; may be given again.",
+            show_default=False,
+        ),
     ] = None,
     codec: Annotated[
         list[str] | None,
@@ -93,7 +109,7 @@ def ingest(
     """Convert .npy and .npz files into a new store."""
     with _user_errors():
         *sources, dest = paths
-        by_name = _pairs(column or [], "--column", "NAME=GLOB")
+        by_name = _columns(column or [])
         if by_name and sources:
             _fail(f"with --column, only DEST may follow, found also {' '.join(sources)}", 2)
         if not by_name and not sources:
@@ -105,6 +121,7 @@ def ingest(
             by_name or sources,
             dest,
             split=split,
+            types=_types(types or []),
             codec=_codecs(codec or ["raw"]),
             shard_bytes=shard_bytes,
             chunk_bytes=chunk_bytes,
@@ -124,7 +141,7 @@ def ingest(
 def info(path: StorePath, as_json: AsJson = False) -> None:
     """Show what a store holds and where it came from."""
     with _user_errors(), shardstore.open(path) as store:
-        report = _describe(store)
+        report = describe_store(store)
         if as_json:
             print(json.dumps(report, indent=2))
             return
@@ -132,12 +149,11 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
         _out.print(f"[bold]{escape(str(path))}[/]  {len(store):,} rows, {_size(store.nbytes)} of data", soft_wrap=True)
         _out.print(f"format {report['format_version']}, generation {report['generation']}, id {report['store_id']}")
         _out.print(f"made {created} from {len(sources)} source arrays, {report['shard_rows']:,} rows a shard")
-        table = TextTable("column", "dtype", "row shape", "codec", *("shards", "data", "on disk", "ratio"), box=None)
+        table = TextTable("column", "type", "row shape", "codec", *("shards", "data", "on disk", "ratio"), box=None)
         for name, c in report["columns"].items():
             ratio = f"{c['nbytes'] / c['stored_nbytes']:.2f}" if c["stored_nbytes"] else ""
-            shape = "x".join(map(str, c["row_shape"])) or "scalar"
             sizes = (str(c["shards"]), _size(c["nbytes"]), _size(c["stored_nbytes"]), ratio)
-            table.add_row(escape(name), c["dtype"], shape, c["codec"], *sizes)
+            table.add_row(escape(name), escape(c["type"]), row_form(c), c["codec"], *sizes)
         _out.print(table)
 
 
@@ -151,7 +167,7 @@ def head(
         table = TextTable("row", *map(escape, store.columns), box=None)
         first = store[: min(rows, len(store))]
         for row in range(min(rows, len(store))):
-            table.add_row(str(row), *(escape(_brief(first[name][row])) for name in store.columns))
+            table.add_row(str(row), *(escape(show_value(f, first[name][row])) for name, f in store.schema.items()))
         _out.print(table)
 
 
@@ -347,46 +363,33 @@ def _pairs(items: list[str], option: str, form: str) -> dict[str, str]:
     return pairs
 
 
+def _columns(items: list[str]) -> dict[str, str | dict[str, str]]:
+    """Return the sources of columns by name; `NAME.values=GLOB` and its like belong to one ragged column."""
+    columns: dict[str, str | dict[str, str]] = {}
+    for key, paths in _pairs(items, "--column", "NAME=GLOB").items():
+        name, dot, role = key.partition(".")
+        if dot and role not in ROLES:
+            _fail(f"--column {key!r}: expected NAME, or NAME with one of {', '.join('.' + r for r in ROLES)}", 2)
+        if (not dot and name in columns) or isinstance(columns.get(name), str):
+            _fail(f"--column: {name!r} is named twice", 2)
+        group = columns.setdefault(name, {} if dot else paths)
+        if dot and isinstance(group, dict):
+            group[role] = paths
+    return columns
+
+
+def _types(items: list[str]) -> dict[str, str | ColumnType]:
+    types: dict[str, str | ColumnType] = {}
+    for name, text in _pairs(items, "--type", "NAME=TYPE").items():
+        kind, colon, categories = text.partition(":")
+        types[name] = Categorical(categories.split(",")) if colon and kind == "categorical" else text
+    return types
+
+
 def _codecs(items: list[str]) -> str | dict[str, str]:
     if len(items) == 1 and "=" not in items[0]:
         return items[0]
     return _pairs(items, "--codec", "COLUMN=CODEC")
-
-
-def _describe(store: shardstore.Store) -> dict[str, Any]:
-    manifest = store.manifest
-    return {
-        "path": str(store.path),
-        "format_version": FORMAT_VERSION,
-        "store_id": manifest.store_id,
-        "generation": manifest.generation,
-        "created": manifest.provenance.get("created"),
-        "tool": manifest.provenance.get("tool"),
-        "rows": len(store),
-        "nbytes": store.nbytes,
-        "stored_nbytes": store.stored_nbytes,
-        "shard_rows": manifest.shard_rows,
-        "columns": {
-            name: {
-                "kind": entry.field.kind,
-                "dtype": str(entry.field.dtype),
-                "row_shape": list(entry.field.row_shape),
-                "codec": str(entry.data.layout.codec),
-                "chunk_rows": entry.data.layout.chunk_rows,
-                "shards": entry.num_shards,
-                "nbytes": entry.nbytes,
-                "stored_nbytes": entry.stored_nbytes,
-            }
-            for name, entry in manifest.columns.items()
-        },
-        "sources": _sources(manifest.provenance.get("sources", {})),
-    }
-
-
-def _sources(sources: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    keys = {"names": "name", "sizes": "nbytes", "shapes": "shape", "dtypes": "dtype"}
-    columns = [sources.get(key, []) for key in keys]
-    return [dict(zip(keys.values(), values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _size(nbytes: int) -> str:
@@ -396,8 +399,3 @@ def _size(nbytes: int) -> str:
             return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
         size /= 1024
     return f"{size:,.1f} TiB"
-
-
-def _brief(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -15,6 +15,9 @@ from shardstore.errors import SchemaError
 from shardstore.ragged import Blobs, InvalidRowError, Ragged, Strings, Values
 from shardstore.schema import EXTENDED_DTYPES, Field
 
+_LAST_CHARACTER = 0x10FFFF
+_FIRST_SURROGATE = 0xD800
+
 
 class ColumnEncoder:
     """Turns the rows of one column into what is stored, from the first ones on in one dtype and shape.
@@ -52,12 +55,17 @@ class ColumnEncoder:
             if kind == "binary":
                 return _as_blobs(values)
             if kind == "ragged":
-                return self._encode_ragged(values, settled)
+                return self._encode_ragged(values, settled, first_row)
             return self._encode_fixed(values, first_row)
         except InvalidRowError as error:
             raise SchemaError(f"column {self._name!r}, row {first_row + error.row:,}: {error.what}") from None
         except (ValueError, TypeError) as error:
             raise SchemaError(f"column {self._name!r}, rows from {first_row:,} on: {error}") from None
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The names of a categorical column so far, in the order of their numbers; empty for others."""
+        return tuple(self._codes or ())
 
     def field(self, rows: Values) -> Field:
         """Return the column as encoded rows make it."""
@@ -87,25 +95,29 @@ class ColumnEncoder:
             return array
         return self._cast(array, self._declared.dtype, first_row)
 
-    def _cast(self, array: NDArray[Any], dtype: np.dtype[Any], first_row: int) -> NDArray[Any]:
-        """Return an array in the declared dtype; raise `SchemaError` if a value would change."""
+    def _cast(
+        self, array: NDArray[Any], dtype: np.dtype[Any], first_row: int, offsets: NDArray[np.int64] | None = None
+    ) -> NDArray[Any]:
+        """Return an array in the declared dtype; raise `SchemaError` if a value would change.
+
+        With `offsets`, the array holds the items of ragged rows.
+        """
         extended = EXTENDED_DTYPES.get(dtype.name)
         if extended is not None:
             if array.dtype == extended or array.dtype == f"V{dtype.itemsize}":
                 return np.ascontiguousarray(array).view(dtype)  # the bits, as an export writes them
             return array.astype(dtype)  # nobody declares 8 or 16 bits to keep all of a float
-        if array.dtype.kind not in "biufc" or dtype.kind not in "biufc":
-            return array.astype(dtype, casting="same_kind")
-        result, changed = Cast(dtype).apply(array)
+        result, changed = _exact_cast(array, dtype)
         if changed is not None:
-            row = first_row + changed // max(1, array[:1].size)
+            item = changed // max(1, array[:1].size)
+            row = item if offsets is None else int(np.searchsorted(offsets, item, "right")) - 1
             raise SchemaError(
-                f"column {self._name!r}, row {row:,}: the value {array.reshape(-1)[changed]} would change in {dtype}, "
-                "the column's declared type"
+                f"column {self._name!r}, row {first_row + row:,}: the value {array.reshape(-1)[changed]} would change "
+                f"in {dtype}, the column's declared type"
             )
         return result
 
-    def _encode_ragged(self, values: Any, settled: Field | None) -> Ragged:
+    def _encode_ragged(self, values: Any, settled: Field | None, first_row: int) -> Ragged:
         dtype = settled.dtype if settled is not None and settled.is_ragged else None
         shape = settled.row_shape if settled is not None and settled.is_ragged else None
         if self._declared is not None:
@@ -117,9 +129,10 @@ class ColumnEncoder:
             count, width = values.shape[:2]
             rows = Ragged.from_lengths(values.reshape(count * width, *values.shape[2:]), np.full(count, width))
         else:
-            return Ragged.from_rows(_with_dtype(list(values), dtype), dtype, shape)
+            declares = self._declared is not None and self._declared.dtype is not None
+            return Ragged.from_rows(_with_dtype(list(values), dtype, declares), dtype, shape)
         if dtype is not None and rows.dtype != dtype and self._declared is not None:
-            return Ragged(self._cast(rows.values, dtype, 0), rows.offsets)
+            return Ragged(self._cast(rows.values, dtype, first_row, rows.offsets), rows.offsets)
         return rows
 
     def _encode_categories(self, values: Any, first_row: int) -> NDArray[Any]:
@@ -140,6 +153,8 @@ class ColumnEncoder:
             return array.astype(dtype)
         if array.dtype.kind == "S":
             array = np.strings.decode(array, "utf-8")
+        elif array.dtype.kind == "U":
+            _check_characters(array)
         if array.size and array.dtype.kind not in "UT":
             raise ValueError(f"categories are strings, found {array.dtype}")
         if array.dtype.kind == "U" and not isinstance(names, np.ndarray):
@@ -161,6 +176,14 @@ class ColumnEncoder:
         return numbers[inverse] if len(found) else np.empty(array.shape, dtype)
 
 
+def contiguous(rows: Values, field: Field) -> Values:
+    """Return rows in C order and in the field's dtype, as a `ColumnWriter` takes them."""
+    if isinstance(rows, Ragged):
+        values = np.ascontiguousarray(rows.values, field.dtype).reshape(rows.values.shape)
+        return Ragged.checked(values, rows.offsets)
+    return np.ascontiguousarray(rows, field.dtype).reshape(rows.shape)
+
+
 def _by_first(found: NDArray[Any], inverse: NDArray[np.intp]) -> list[str]:
     first = np.full(len(found), inverse.size)
     flat = inverse.reshape(-1)
@@ -180,25 +203,39 @@ def _kind_of_list(values: Sequence[Any]) -> str:
     return "ragged" if len(lengths) > 1 and -1 not in lengths else "fixed"
 
 
-def _with_dtype(rows: list[Any], dtype: np.dtype[Any] | None) -> list[Any]:
-    """Return Python lists as arrays of the column's dtype; arrays stay what they are."""
+def _with_dtype(rows: list[Any], dtype: np.dtype[Any] | None, casts_arrays: bool) -> list[Any]:
+    """Return Python lists as arrays of the column's dtype, and arrays too, or else these stay what they are."""
     if dtype is None:
         return rows
     if dtype.name in EXTENDED_DTYPES:
-        return [np.asarray(row).astype(dtype) for row in rows]
-    return [row if isinstance(row, np.ndarray) else _exact(i, row, dtype) for i, row in enumerate(rows)]
+        bits = (np.dtype(EXTENDED_DTYPES[dtype.name]), np.dtype(f"V{dtype.itemsize}"))
+        are_bits = [isinstance(row, np.ndarray) and row.dtype in bits for row in rows]
+        return [row.view(dtype) if b else np.asarray(row).astype(dtype) for row, b in zip(rows, are_bits, strict=True)]
+    keeps = () if casts_arrays else np.ndarray
+    return [row if isinstance(row, keeps) else _exact(i, row, dtype) for i, row in enumerate(rows)]
 
 
 def _exact(number: int, row: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     array = np.asarray(row)
     if not array.size or array.dtype == dtype:
         return array.astype(dtype)
-    if array.dtype.kind not in "biufc" or dtype.kind not in "biufc":
-        return array.astype(dtype, casting="same_kind")
-    result, changed = Cast(dtype).apply(array)
+    result, changed = _exact_cast(array, dtype)
     if changed is not None:
         raise InvalidRowError(number, f"the value {array.reshape(-1)[changed]} would change in {dtype}")
     return result
+
+
+def _exact_cast(array: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], int | None]:
+    """Return an array in another dtype, and the flat index of the first value that changed on the way, or None."""
+    if array.dtype.kind in "biufc" and dtype.kind in "biufc":
+        return Cast(dtype).apply(array)
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise TypeError(f"{array.dtype} cannot be cast to {dtype}")
+    result = array.astype(dtype)
+    back = result.astype(array.dtype)
+    # NaT is not equal to itself. Fixed-width bytes and times that do not fit are cut off, or wrap.
+    changed = ((back != array) & ~((back != back) & (array != array))).reshape(-1)
+    return result, int(changed.argmax()) if changed.any() else None
 
 
 def _as_strings(values: Any) -> Strings:
@@ -206,6 +243,8 @@ def _as_strings(values: Any) -> Strings:
         return Strings(values.values, values.offsets)
     if isinstance(values, np.ndarray) and values.dtype.kind == "S":
         return Strings(*_parts_of(Blobs.from_bytes(values.tolist())))
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+        _check_characters(values)
     rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
     encoded = []
     for i, row in enumerate(rows):
@@ -221,6 +260,16 @@ def _as_strings(values: Any) -> Strings:
         else:
             raise InvalidRowError(i, f"expected a string, found a {type(row).__name__}")
     return Strings(*_parts_of(Blobs.from_bytes(encoded)))
+
+
+def _check_characters(array: NDArray[Any]) -> None:
+    """Raise `RowError` if fixed-width strings hold what is no character: lone surrogates, or bits of something else."""
+    codes = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(-1).view(np.uint32)
+    bad = (codes > _LAST_CHARACTER) | ((codes & ~np.uint32(0x7FF)) == _FIRST_SURROGATE)
+    if bad.any():
+        first = int(bad.argmax())
+        row = first // (len(codes) // len(array))
+        raise InvalidRowError(row, f"not to be written as UTF-8: U+{codes[first]:04X} is no character")
 
 
 def _parts_of(rows: Ragged) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -1,7 +1,8 @@
-"""Export: a store back to `.npy` files."""
+"""Export: a store back to `.npy` files, with an index by which an ingest makes the same columns of them."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from shardstore import files
 from shardstore.building import check_destination, explained_errors
+from shardstore.export_index import INDEX_FILE, categories_file, exported_files, index_document
 from shardstore.progress import Advance, byte_progress
 from shardstore.ragged import Ragged, offsets_of
 from shardstore.schema import EXTENDED_DTYPES, Field
@@ -26,7 +28,8 @@ def export_npy(table: Table, directory: str | os.PathLike[str], progress: bool |
 
     A ragged column becomes `COLUMN.values.npy` and `COLUMN.offsets.npy` (int64, one more than rows; strings and bytes
     have uint8 values), a categorical one the numbers in `COLUMN.npy` and their names in `COLUMN.categories.npy`. Types
-    that NumPy's files do not have (bfloat16, float8) are written as the integers of their bits.
+    that NumPy's files do not have (bfloat16, float8) are written as the integers of their bits. `columns.json` says
+    what the files cannot; with it, an ingest of the directory makes the same columns again, bit for bit.
 
     The directory must not exist; it appears whole, or not at all.
 
@@ -46,6 +49,9 @@ def export_npy(table: Table, directory: str | os.PathLike[str], progress: bool |
         try:
             for name in table.columns:
                 names += _write_column(table[name], partial, advance)
+            index = json.dumps(index_document(table.schema.values()), indent=1)
+            files.write_file(partial / INDEX_FILE, index.encode())
+            names.append(INDEX_FILE)
             files.publish_directory(partial, destination)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -55,19 +61,20 @@ def export_npy(table: Table, directory: str | os.PathLike[str], progress: bool |
 def _write_column(column: Column, directory: Path, advance: Advance) -> list[str]:
     """Write a column's files and return their names."""
     field = column.field
+    names = exported_files(field)
     if field.is_ragged:
         offsets = offsets_of(column.lengths)
         blocks = (rows.values for rows in column.blocks(_BLOCK_NBYTES) if isinstance(rows, Ragged))
-        values = f"{column.name}.values.npy"
-        _write_array(directory / values, field, (int(offsets[-1]), *field.row_shape), blocks, advance)
-        np.save(directory / f"{column.name}.offsets.npy", offsets)
-        return [values, f"{column.name}.offsets.npy"]
+        _write_array(directory / names["values"], field, (int(offsets[-1]), *field.row_shape), blocks, advance)
+        np.save(directory / names["offsets"], offsets)
+        return list(names.values())
     rows = (block for block in column.blocks(_BLOCK_NBYTES) if isinstance(block, np.ndarray))
-    _write_array(directory / f"{column.name}.npy", field, (len(column), *field.row_shape), rows, advance)
+    _write_array(directory / names["array"], field, (len(column), *field.row_shape), rows, advance)
     if field.kind != "categorical":
-        return [f"{column.name}.npy"]
-    np.save(directory / f"{column.name}.categories.npy", np.array(field.categories, np.str_))
-    return [f"{column.name}.npy", f"{column.name}.categories.npy"]
+        return list(names.values())
+    categories = categories_file(field.name)
+    np.save(directory / categories, np.array(field.categories, np.str_))
+    return [*names.values(), categories]
 
 
 def _write_array(

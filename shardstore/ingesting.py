@@ -1,38 +1,34 @@
-"""`ingest`: convert `.npy` and `.npz` files, or rows from any iterable, into a new store.
+"""`ingest`: files or rows in, a new store out.
 
-Each shard of each column of files is one piece of work: it maps the files whose rows it needs and copies them block by
-block, with checksums on the way, so memory depends neither on the files nor on their number. Rows that come from an
-iterable or go through a transform are written block by block in their order.
+Files are copied by workers, each shard of each column by itself; rows of an iterable, and those that a transform makes,
+are written block by block. Memory depends neither on the sources nor on their number.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from shardstore.blocks import BLOCK_BYTES
 from shardstore.building import Mode, building, check_destination, explained_errors
-from shardstore.columns import ArrayWriter, array_entry
-from shardstore.errors import DestinationError, SchemaError, SourceError
-from shardstore.manifest import ColumnEntry
-from shardstore.progress import Advance, byte_progress
+from shardstore.column_types import ColumnType, TypeLike, parse_type
+from shardstore.copying import column_entry, column_tasks, run_tasks
+from shardstore.errors import DestinationError, SchemaError
+from shardstore.progress import byte_progress
 from shardstore.row_streams import Handling, write_rows
-from shardstore.schema import DEFAULT_SHARD_BYTES, ArrayLayout, plan_layouts
-from shardstore.shardfile import ShardRecord
-from shardstore.sources.inputs import Inputs, Part, collect_inputs
-from shardstore.sources.paths import Paths, is_directory_source, order_note
+from shardstore.schema import DEFAULT_SHARD_BYTES, plan_layouts
+from shardstore.sources.inputs import Inputs, collect_inputs
+from shardstore.sources.named import Sources, each_path, held
+from shardstore.sources.paths import is_directory_source, order_note
 from shardstore.sources.rows import BlockSource, InputRows, Rows, RowStream, rows_or_paths
 from shardstore.store import Store, open_store
 from shardstore.transforming import Transform
+from shardstore.workers import default_workers, executor_of
 from shardstore.writer import Writer
 
 OnError = Literal["raise", "skip"]
@@ -42,10 +38,11 @@ _log = logging.getLogger("shardstore")
 
 
 def ingest(
-    sources: Paths | Mapping[str, Paths] | Rows,
+    sources: Sources | Rows,
     dest: str | os.PathLike[str],
     *,
     split: str | None = None,
+    types: Mapping[str, ColumnType | TypeLike] | None = None,
     batched: bool = False,
     transform: Transform | None = None,
     block_rows: int | None = None,
@@ -69,11 +66,18 @@ def ingest(
         sources: a file, a glob, a directory, or a list of them: a list in the order given, a glob or directory in
             natural order (part-2 before part-10). Or by column name those of parallel files, which must agree in
             rows file by file. A plain `.npy` becomes the column `data`; the keys of an `.npz` and the fields of a
-            structured array become columns. Or rows: an iterable of dicts `{column: value}`, or a function that returns
-            one; `shardstore.read_text` and `read_files` give such rows.
+            structured array become columns, and fixed-width strings text.
+            A ragged column is given by a mapping: `{"values": paths, "offsets": paths}`, `{"values": paths,
+            "lengths": paths}`, `{"padded": paths, "lengths": paths}`, or `{"rows": paths}` for `.npz` files with a
+            member a row; in an `.npz` by the keys `NAME.values` and `NAME.offsets`. A directory that an export wrote
+            gives the columns that it was made of.
+            Or rows: an iterable of dicts `{column: value}`, or a function that returns one; `shardstore.read_text` and
+            `read_files` give such rows.
         dest: the store's directory. It appears whole at the end, or not at all.
         split: how to cut each array's last axis into columns, such as `"x=:-1,y=-1@int64"`; see
             `shardstore.sources.split`.
+        types: by column, what its rows are where files or the first rows do not tell, such as `"bfloat16"`, `"utf8"`,
+            `"ragged"` or `Categorical(["cat", "dog"])`; see `shardstore.column_types`. Values are cast if none changes.
         batched: whether the dicts of an iterable are batches `{column: array or list of rows}`.
         transform: called with each block, a dict from column to the list (of rows that came one by one) or array of its
             values; returns a dict of columns with any number of rows. Called by several workers at a time; the results
@@ -94,7 +98,7 @@ def ingest(
     Raises:
         SourceError: if a file is missing, damaged, or does not fit the others, a cast would change a value, or a row
             fails; the message names the row, and `__cause__` is what its source or the transform raised.
-        SchemaError: if split, names, dtypes or codecs do not make columns.
+        SchemaError: if split, names, types, dtypes or codecs do not make columns.
         DestinationError: if `dest` cannot be used, or its disk is full.
     """
     destination = Path(dest)
@@ -102,7 +106,8 @@ def ingest(
     skip = _skips(on_error)
     if block_rows is not None and (isinstance(block_rows, bool) or not isinstance(block_rows, int) or block_rows < 1):
         raise ValueError(f"block_rows is {block_rows}; expected at least 1")
-    how = _How(destination, mode, codec, shard_bytes, chunk_bytes, workers, progress)
+    declared = {name: parse_type(name, given) for name, given in (types or {}).items()}
+    how = _How(destination, mode, declared, codec, shard_bytes, chunk_bytes, workers, progress)
     found = rows_or_paths(sources, batched)
     if isinstance(found, RowStream):
         with closing(found):
@@ -114,7 +119,7 @@ def ingest(
         raise ValueError("batched=True is for an iterable of batches; these sources are files")
     if transform is None and (skip or block_rows is not None):
         raise ValueError("on_error='skip' and block_rows are for rows of an iterable, or for files with a transform")
-    inputs = _inputs(found, split, destination)
+    inputs = _inputs(found, split, destination, {} if transform else declared)
     if transform is None:
         _copy(inputs, how)
     else:
@@ -128,6 +133,7 @@ class _How:
 
     destination: Path
     mode: Mode
+    types: Mapping[str, ColumnType]
     codec: str | Mapping[str, str]
     shard_bytes: int | str
     chunk_bytes: int | str | None
@@ -141,11 +147,9 @@ def _skips(on_error: OnError) -> bool:
     return on_error == "skip"
 
 
-def _inputs(sources: Paths | Mapping[str, Paths], split: str | None, destination: Path) -> Inputs:
-    # An iterator can be gone through once only, and it is looked at twice.
-    if isinstance(sources, Mapping):
-        sources = {name: _held(paths) for name, paths in sources.items()}
-    inputs = collect_inputs(sources, split)
+def _inputs(sources: Sources, split: str | None, destination: Path, types: Mapping[str, ColumnType]) -> Inputs:
+    sources = held(sources)  # it is looked at twice
+    inputs = collect_inputs(sources, split, types)
     _check_apart(inputs, sources, destination)
     if (note := order_note(inputs.files)) and not isinstance(sources, Mapping):
         _log.info(note)
@@ -161,164 +165,43 @@ def _write(
     inputs: Inputs | None = None,
 ) -> None:
     """Write rows block by block, through a transform if there is one; `inputs` are the files that they come from."""
+    options: dict[str, Any] = {
+        name: getattr(how, name) for name in ("codec", "shard_bytes", "chunk_bytes", "mode", "types")
+    }
     with (
-        _executor(how.workers) as (executor, _),
-        Writer(
-            how.destination, codec=how.codec, shard_bytes=how.shard_bytes, chunk_bytes=how.chunk_bytes, mode=how.mode
-        ) as writer,
+        executor_of(how.workers) as (executor, _),
+        Writer(how.destination, **options) as writer,
         byte_progress("ingest", inputs.nbytes if inputs else None, how.progress) as advance,
     ):
         if inputs is not None:
             writer.provenance["sources"] = inputs.provenance()
-        threads = how.workers if isinstance(how.workers, int) else _default_workers()
+        threads = how.workers if isinstance(how.workers, int) else default_workers()
         write_rows(source, writer, Handling(transform, block_rows, skip, executor, threads + LOOK_AHEAD), advance)
 
 
 def _copy(inputs: Inputs, how: _How) -> None:
-    """Copy the rows of files, shard by shard."""
+    """Copy the rows of files, on all workers."""
     layouts = plan_layouts(inputs.fields, how.codec, how.shard_bytes, how.chunk_bytes)
     with building(how.destination, how.mode) as build:
-        tasks = [task for name in layouts for task in _tasks(build.directory, layouts[name].data, inputs.parts[name])]
+        tasks = {name: column_tasks(build.directory, layouts[name], inputs.parts[name]) for name in layouts}
         with byte_progress("ingest", inputs.nbytes, how.progress) as advance, explained_errors(how.destination):
-            records = _run(tasks, how.workers, advance)
+            done = run_tasks([task for column in tasks.values() for task in column], how.workers, advance)
         entries = {
-            name: ColumnEntry(
-                layout.field,
-                array_entry(
-                    layout.data, inputs.rows, [r for t in tasks if t.layout is layout.data for r in records[t]]
-                ),
-            )
+            name: column_entry(layout, inputs.parts[name], [(task, done[task]) for task in tasks[name]])
             for name, layout in layouts.items()
         }
-        shard_rows = next(iter(layouts.values())).data.shard_rows
+        first = next(iter(layouts.values()))
+        shard_rows = (first.ranges or first.data).shard_rows
         build.commit(inputs.rows, shard_rows, entries, {"sources": inputs.provenance()})
 
 
-@dataclass(frozen=True, eq=False)
-class ShardTask:
-    """A run of a column's shards to write. Picklable, so that any executor can take it.
-
-    Attributes:
-        directory: the store that is being built.
-        layout: the column's layout.
-        parts: the parts whose rows it needs.
-        start: the task's first row, counted from the first row of `parts`.
-        stop: one past its last row.
-        first_shard: number of the first shard to write.
-    """
-
-    directory: Path
-    layout: ArrayLayout
-    parts: tuple[Part, ...]
-    start: int
-    stop: int
-    first_shard: int
-
-    @property
-    def nbytes(self) -> int:
-        """Decoded bytes to write."""
-        return (self.stop - self.start) * self.layout.field.row_nbytes
-
-    def run(self, advance: Advance, cancelled: threading.Event | None = None) -> list[ShardRecord]:
-        """Write the shards and return their records; stop early, with no record, once `cancelled` is set."""
-        block_rows = max(1, BLOCK_BYTES // max(1, self.layout.field.row_nbytes))
-        with ArrayWriter(self.directory, self.layout, self.first_shard) as column:
-            first = 0
-            for part in self.parts:
-                start, stop = max(0, self.start - first), min(part.rows, self.stop - first)
-                first += part.rows
-                for block in part.read(start, stop, block_rows) if start < stop else ():
-                    if cancelled is not None and cancelled.is_set():
-                        return []
-                    try:
-                        column.append(block)
-                    except OSError as error:
-                        if error.errno != errno.EFAULT:
-                            raise
-                        raise SourceError(f"{part.array.label}: the file became shorter while it was read") from None
-                    advance(block.nbytes)
-            return column.finish()
-
-
-def _run_quietly(task: ShardTask) -> list[ShardRecord]:
-    return task.run(lambda nbytes: None)
-
-
-def _tasks(directory: Path, layout: ArrayLayout, parts: list[Part]) -> Iterator[ShardTask]:
-    """Cut a column's work into one task per shard, or into a single one where the sources come as streams."""
-    ends = list(accumulate(part.rows for part in parts))
-    rows = ends[-1]
-    if not layout.field.row_nbytes:
-        return
-    if any(part.array.sequential for part in parts):
-        yield ShardTask(directory, layout, tuple(parts), 0, rows, 0)
-        return
-    first = 0  # the first part with rows in the shard; it only moves forward
-    for shard in range(layout.num_shards(rows)):
-        start = shard * layout.shard_rows
-        stop = start + layout.rows_in_shard(shard, rows)
-        while ends[first] <= start:
-            first += 1
-        last = first
-        while ends[last] < stop:
-            last += 1
-        before = ends[first] - parts[first].rows
-        yield ShardTask(directory, layout, tuple(parts[first : last + 1]), start - before, stop - before, shard)
-
-
-def _run(
-    tasks: list[ShardTask], workers: int | Executor | None, advance: Advance
-) -> dict[ShardTask, list[ShardRecord]]:
-    cancelled = threading.Event()
-    with _executor(workers) as (executor, ours):
-        futures: dict[Future[list[ShardRecord]], ShardTask] = {}
-        try:
-            for task in tasks:
-                future = executor.submit(task.run, advance, cancelled) if ours else executor.submit(_run_quietly, task)
-                futures[future] = task
-            for future in as_completed(futures):
-                future.result()
-                if not ours:
-                    advance(futures[future].nbytes)
-        finally:
-            # On an error or an interrupt: nothing may write into the directory once it is being removed.
-            cancelled.set()
-            for future in futures:
-                future.cancel()
-            wait(futures)
-        return {task: future.result() for future, task in futures.items()}
-
-
-@contextmanager
-def _executor(workers: int | Executor | None) -> Iterator[tuple[Executor, bool]]:
-    """Give the executor to use, and whether it is one of our own threads."""
-    if isinstance(workers, Executor):
-        yield workers, False
-        return
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise ValueError(f"workers is {workers}; expected at least 1, or an Executor")
-    with ThreadPoolExecutor(workers or _default_workers(), "shardstore-ingest") as executor:
-        yield executor, True
-
-
-def _default_workers() -> int:
-    # More threads than cores: while one waits for the disk to take a finished shard, another copies.
-    return min(8, (os.cpu_count() or 1) + 2)
-
-
-def _held(paths: Paths) -> Paths:
-    return paths if isinstance(paths, str | os.PathLike) else list(paths)
-
-
-def _check_apart(inputs: Inputs, sources: Paths | Mapping[str, Paths], destination: Path) -> None:
+def _check_apart(inputs: Inputs, sources: Sources, destination: Path) -> None:
     """Refuse a destination inside a source folder, and sources inside a store that would be replaced."""
     target = destination.resolve()
-    groups = list(sources.values()) if isinstance(sources, Mapping) else [sources]
-    for group in groups:
-        for source in [group] if isinstance(group, str | os.PathLike) else group:
-            folder = Path(source).resolve()
-            if is_directory_source(source) and (target == folder or folder in target.parents):
-                raise DestinationError(f"{destination} lies inside the source folder {source}: choose a place outside")
+    for source in each_path(sources):
+        folder = Path(source).resolve()
+        if is_directory_source(source) and (target == folder or folder in target.parents):
+            raise DestinationError(f"{destination} lies inside the source folder {source}: choose a place outside")
     for file in inputs.files:
         if target in file.resolve().parents:
             raise DestinationError(f"the source {file} lies inside {destination}, which would be replaced")

@@ -103,7 +103,7 @@ class Field:
             if dtype.kind == "O":
                 hint = "; an object array is a pickle, which shardstore never loads: convert it to a numeric dtype"
             elif dtype.kind == "U":
-                hint = "; encode the strings as fixed-width bytes (dtype 'S')"
+                hint = '; strings are kept as text: its type is "utf8"'
             raise SchemaError(f"column {name!r} has dtype {dtype}, which cannot be stored{hint}")
         return cls(check_name(name), dtype, tuple(int(n) for n in row_shape), kind, tuple(categories))
 

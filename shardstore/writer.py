@@ -10,14 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from shardstore.building import Build, Mode, building, explained_errors
 from shardstore.column_types import ColumnType, TypeLike, parse_type
 from shardstore.columns import ColumnWriter
-from shardstore.encoding import ColumnEncoder
+from shardstore.encoding import ColumnEncoder, contiguous
 from shardstore.errors import DestinationError, SchemaError
-from shardstore.ragged import Ragged, Values
 from shardstore.schema import DEFAULT_SHARD_BYTES, Field, plan_layouts
 
 
@@ -110,7 +107,7 @@ class Writer:
         self._torn = True
         with explained_errors(self._destination):
             for field in fields:
-                self._columns[field.name].append(_contiguous(encoded[field.name], field))
+                self._columns[field.name].append(contiguous(encoded[field.name], field))
         self._torn = False
         self._rows += len(next(iter(encoded.values())))
 
@@ -162,10 +159,3 @@ class Writer:
             if kind is None:
                 self._commit()
         self._build = None
-
-
-def _contiguous(rows: Values, field: Field) -> Values:
-    if isinstance(rows, Ragged):
-        values = np.ascontiguousarray(rows.values, field.dtype).reshape(rows.values.shape)
-        return Ragged.checked(values, rows.offsets)
-    return np.ascontiguousarray(rows, field.dtype).reshape(rows.shape)

@@ -100,6 +100,73 @@ def test_parallel_files(tmp_path: Path, dumps: Path) -> None:
     assert "named twice" in run("ingest", *columns, *columns, tmp_path / "t").stderr
 
 
+def test_ragged_columns_text_and_categories(tmp_path: Path) -> None:
+    lengths = np.array([3, 0, 280, 2])
+    np.save(tmp_path / "v.npy", np.arange(285, dtype=np.int32))
+    np.save(tmp_path / "o.npy", np.concatenate([[0], np.cumsum(lengths)]))
+    np.save(tmp_path / "pad.npy", np.arange(24, dtype=np.float32).reshape(4, 3, 2))
+    np.save(tmp_path / "l.npy", np.array([0, 1, 2, 3]))
+    np.savez(tmp_path / "docs.npz", *(np.full(n, 65 + n, np.uint8) for n in (1, 2, 100, 0)))
+    np.save(tmp_path / "text.npy", np.array(["plain", "[bold]", "a\nb", "é" * 200]))
+    np.save(tmp_path / "label.npy", np.array([["dog"], ["cat"], ["dog"], ["[cow]"]])[:, 0])
+    np.save(tmp_path / "x.npy", np.array([0x3F80, 0x4000, 0, 0xBF80], np.uint16))
+    names = (
+        "tokens.values=v",
+        "tokens.offsets=o",
+        "box.padded=pad",
+        "box.lengths=l",
+        "text=text",
+        "label=label",
+        "x=x",
+    )
+    columns = [part for name in names for part in ("--column", name.replace("=", f"={tmp_path}/") + ".npy")]
+    columns += ["--column", f"raw.rows={tmp_path}/docs.npz"]
+    types = ["--type", "label=categorical:cat,dog,[cow]", "--type", "x=bfloat16", "--type", "raw=binary"]
+    done = run("ingest", *columns, *types, tmp_path / "s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 rows, columns tokens, box, text, label, x, raw" in done.stdout
+    store = shardstore.open(tmp_path / "s")
+    assert store["label"][:].tolist() == [1, 0, 1, 2]
+
+    done = run("info", tmp_path / "s")
+    assert done.returncode == 0
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    assert "ragged int32" in lines["tokens"]
+    assert "285 items" in lines["tokens"]
+    assert "ragged float32[2]" in lines["box"]
+    assert "utf8" in lines["text"]
+    assert "categorical of 3" in lines["label"]
+    assert "bfloat16" in lines["x"]
+    assert "103 bytes" in lines["raw"]
+    described = json.loads(run("info", "--json", tmp_path / "s").stdout)["columns"]
+    assert described["tokens"]["kind"] == "ragged"
+    assert (described["tokens"]["type"], described["tokens"]["items"]) == ("ragged int32", 285)
+    assert described["label"]["categories"] == ["cat", "dog", "[cow]"]
+    assert "items" not in described["label"]
+    assert "categories" not in described["tokens"]
+
+    done = run("head", tmp_path / "s")
+    assert done.returncode == 0
+    rows = done.stdout.splitlines()
+    assert len(rows) == 5
+    for row, mentions in enumerate(
+        [
+            ["[0, 1, 2]", "[]", "'plain'", "dog", "b'B'"],
+            ["[]", "[[6. 7.]]", "'[bold]'", "cat", "b'CC'"],
+            ["[3, 4, 5, 6, 7, 8, 9, 10, … 280 items]", "'a\\nb'", "b'\\xa5", "… 100 bytes"],
+            ["[283, 284]", "'ééé", "… 200 characters", "[cow]", "b''", "-1"],
+        ]
+    ):
+        assert [mention for mention in mentions if mention not in rows[row + 1]] == []
+    assert all(len(cell.strip()) <= 60 for row in rows for cell in row.split("  "))
+
+    assert run("export", tmp_path / "s", tmp_path / "out").returncode == 0
+    assert run("ingest", tmp_path / "out", tmp_path / "again").returncode == 0
+    again = shardstore.open(tmp_path / "again")
+    assert again.schema == store.schema
+    assert again["text"][:].to_list() == store["text"][:].to_list()
+
+
 def test_overwrite(tmp_path: Path, dumps: Path) -> None:
     assert run("ingest", dumps, tmp_path / "s").returncode == 0
     done = run("ingest", dumps, tmp_path / "s", "--split", "y=0")
@@ -140,6 +207,16 @@ def test_a_damaged_store_is_named_and_fails_the_check(tmp_path: Path, dumps: Pat
         (("ingest", "dumps", "d", "--split", "y=-1@uint8,x=0@int8"), 2, "would change in a cast to int8"),
         (("ingest", "dumps", "dumps/d"), 2, "lies inside the source folder"),
         (("ingest", "--column", "x", "d"), 2, "--column 'x': expected NAME=GLOB"),
+        (("ingest", "--column", "x.y=dumps", "d"), 2, "--column 'x.y': expected NAME, or NAME with one of .values,"),
+        (("ingest", "--column", "x.values=dumps", "d"), 2, "'x': a ragged column is given by values and offsets"),
+        (("ingest", "--column", "x=dumps", "--column", "x.rows=dumps", "d"), 2, "--column: 'x' is named twice"),
+        (("ingest", "--column", "x.rows=dumps", "--column", "x=dumps", "d"), 2, "--column: 'x' is named twice"),
+        (("ingest", "--column", "x.rows=a", "--column", "x.rows=b", "d"), 2, "--column: 'x.rows' is named twice"),
+        (("ingest", "dumps", "d", "--type", "data"), 2, "--type 'data': expected NAME=TYPE"),
+        (("ingest", "dumps", "d", "--type", "data=int7"), 2, "the type of column 'data' is 'int7'"),
+        (("ingest", "dumps", "d", "--type", "y=int8"), 2, "a type is given for column 'y'"),
+        (("ingest", "dumps", "d", "--type", "data=categorical:a,a"), 2, "the category 'a' is named twice"),
+        (("ingest", "dumps", "d", "--type", "data=uint8"), 2, "part-1.npy: column 'data', row 25: the value 256.0"),
         (("info", "gone"), 2, "not a shardstore store: no such directory"),
         (("info", "dumps"), 2, "not a shardstore store: no zarr.json"),
         (("verify", "dumps/part-1.npy"), 2, "it is a file"),

@@ -134,10 +134,10 @@ SOURCES: dict[str, tuple[Case, type[Exception], list[str]]] = {
         SourceError,
         ["{}/bad.npz[x]", "pickle, which is never loaded"],
     ),
-    "text dtype": (
-        lambda f: write_npy(f / "bad.npy", np.array(["a", "bc"])),
+    "rows of several strings": (
+        lambda f: write_npy(f / "bad.npy", np.array([["a", "bc"]])),
         SchemaError,
-        ["{}/bad.npy", "column 'data' has dtype <U2", "fixed-width bytes"],
+        ["{}/bad.npy", "column 'data' has rows of shape (2,)", "one value", "categorical"],
     ),
     "long double": (
         lambda f: write_npy(f / "bad.npy", np.zeros(2, np.clongdouble)),

@@ -226,6 +226,21 @@ def test_categories_are_numbered_as_they_come_or_as_declared(blocks: list[list[s
             assert store[name].decode(store[name][:]).tolist() == flat
 
 
+def test_arrays_of_another_dtype_become_the_declared_one(tmp_path: Path) -> None:
+    rows = [np.arange(3), np.arange(2, dtype=np.float32), [4, 5]]
+    with shardstore.Writer(tmp_path / "s", types={"r": "ragged[uint8]"}) as writer:
+        writer.append({"r": rows})
+    assert shardstore.open(tmp_path / "s")["r"][:].to_list() == [[0, 1, 2], [0, 1], [4, 5]]
+
+
+@pytest.mark.parametrize("form", ["arrays", "ragged"])
+def test_arrays_of_uint16_are_the_bits_of_bfloat16(tmp_path: Path, form: str) -> None:
+    rows = rows_of([3, 0, 4], "uint16")
+    with shardstore.Writer(tmp_path / "s", types={"r": "ragged[bfloat16]"}) as writer:
+        writer.append({"r": Ragged.from_rows(rows) if form == "ragged" else rows})
+    assert [row.tobytes() for row in shardstore.open(tmp_path / "s")["r"]] == [row.tobytes() for row in rows]
+
+
 BAD: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "lengths that do not sum up": (lambda: Ragged.from_lengths(np.arange(5), [2, 2]), {}, ["sum up to 4", "5 items"]),
     "a negative length": (lambda: Ragged.from_lengths(np.arange(5), [6, -1]), {}, ["row 1: a length of -1"]),
@@ -263,6 +278,16 @@ BAD: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
         lambda: [[1, 300], []],
         {"c": "ragged[uint8]"},
         ["row 0: the value 300 would change"],
+    ),
+    "an array's value that a declared dtype does not have": (
+        lambda: [np.array([1]), np.array([1, 300])],
+        {"c": "ragged[uint8]"},
+        ["row 1: the value 300 would change"],
+    ),
+    "a Ragged's value that a declared dtype does not have": (
+        lambda: Ragged.from_lengths(np.array([1, 2, 300]), [1, 0, 2]),
+        {"c": "ragged[uint8]"},
+        ["'c', row 2: the value 300 would change"],
     ),
     "objects": (lambda: np.array([[1], None], object), {}, ["object"]),
     "no type": (lambda: [1, 2], {"c": "int7"}, ["the type of column 'c' is 'int7'"]),

@@ -137,7 +137,7 @@ ALWAYS: dict[str, tuple[dict[str, Any], str]] = {
     "one row against many": (GOOD | {"y": np.arange(1)}, "same number of rows, but 'x' has 3, 'y' has 1"),
     "a single value": (GOOD | {"y": 5}, "column 'y' is a single value"),
     "objects": (GOOD | {"y": np.array([1, None, "a"], object)}, "column 'y' has dtype object"),
-    "text": (GOOD | {"y": ["a", 2, "c"]}, "encode the strings as fixed-width bytes"),
+    "text": (GOOD | {"y": ["a", 2, "c"]}, 'its type is "utf8"'),
     "structured rows": (GOOD | {"y": np.zeros(3, "i4,f4")}, "column 'y' has dtype"),
 }
 FIRST: dict[str, tuple[dict[Any, Any], str]] = {

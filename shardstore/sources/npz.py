@@ -8,9 +8,9 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,6 +76,21 @@ class _StreamReader:
             if stop == self._header.shape[0] and self._stream.read(1):  # reading to the end checks the zip's CRC
                 raise EOFError("the member has more bytes than its header says")
         return block
+
+
+def read_members(path: Path, members: Sequence[NpzArray]) -> Iterator[NDArray[Any]]:
+    """Yield all of one member after the other; the file is opened once.
+
+    Raises:
+        SourceError: if it is damaged.
+    """
+    with _open_archive(path) as archive:
+        for member in members:
+            with _open_member(archive, member.key, member.label) as stream:
+                header = read_header(stream, member.label)
+                shape = header.shape[::-1] if header.fortran_order else header.shape
+                array = _StreamReader(stream, replace(header, shape=shape), member.label).read(0, shape[0])
+                yield array.T if header.fortran_order else array
 
 
 def open_members(path: Path) -> list[NpzArray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import accumulate, islice
 from typing import Any, Protocol
 
@@ -13,7 +13,10 @@ import numpy as np
 
 from shardstore.blocks import BLOCK_BYTES, BadRow, Block, Ended, collect_rows, cut_batches, owned, reason_of
 from shardstore.errors import SourceError
+from shardstore.ragged import RAGGED_CLASSES, Values
+from shardstore.schema import Field
 from shardstore.sources.inputs import Inputs
+from shardstore.sources.named import Sources
 from shardstore.sources.paths import Paths
 
 Rows = Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]
@@ -112,17 +115,15 @@ class InputRows:
 
     def blocks(self, block_rows: int | None, *, skip: bool, copy: bool) -> Iterator[Block | BadRow]:
         """Yield blocks, none from two files; see `BlockSource`."""
-        row_nbytes = sum(field.row_nbytes for field in self._inputs.fields)
+        row_nbytes = -(-self._inputs.nbytes // max(1, self._inputs.rows))
         size = block_rows or max(1, BLOCK_BYTES // max(1, row_nbytes))
         names = list(self._inputs.parts)
         if not self._inputs.rows:
-            yield Block([], {f.name: np.empty((0, *f.row_shape), f.dtype) for f in self._inputs.fields})
+            yield Block([], {field.name: _no_rows(field) for field in self._inputs.fields})
         number = 0
         for parts in zip(*self._inputs.parts.values(), strict=True):
             with ExitStack() as opened:
-                reads = [part.read(0, part.rows, size) for part in parts]
-                for read in reads:
-                    opened.callback(read.close)
+                reads = [opened.enter_context(closing(part.blocks(size))) for part in parts]
                 for arrays in zip(*reads, strict=True):
                     columns = dict(zip(names, owned(arrays) if copy else arrays, strict=True))
                     numbers = range(number, number + len(arrays[0]))
@@ -133,13 +134,18 @@ class InputRows:
         """Return a row's file, and its number there."""
         part = bisect_right(self._ends, number)
         before = self._ends[part] - self._first_column[part].rows
-        return f"{self._first_column[part].array.path}, row {number - before:,}"
+        return f"{self._first_column[part].label}, row {number - before:,}"
 
     def close(self) -> None:
         """Nothing is open between blocks that are asked for."""
 
 
-def rows_or_paths(sources: Any, batched: bool) -> RowStream | Paths | Mapping[str, Paths]:
+def _no_rows(field: Field) -> Values:
+    values = np.empty((0, *field.row_shape), field.dtype)
+    return RAGGED_CLASSES[field.kind].checked(values, np.zeros(1, np.int64)) if field.is_ragged else values
+
+
+def rows_or_paths(sources: Any, batched: bool) -> RowStream | Sources:
     """Return the stream of rows that `sources` are, or else the paths.
 
     A mapping names files; of any other iterable the first item tells what it is of.
