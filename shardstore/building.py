@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from shardstore import files
 from shardstore.errors import DestinationError
 from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest, encode_document, load_manifest
 from shardstore.version import __version__
+from shardstore.writelock import store_lock
 
 Mode = Literal["create", "overwrite"]
 MODES: tuple[Mode, ...] = ("create", "overwrite")
@@ -52,7 +53,10 @@ class Build:
             files.write_file(self.directory / METADATA_FILE, encode_document(manifest.group_document()))
             files.fsync_tree(self.directory)
             if self.mode == "overwrite" and self.destination.exists():
-                files.swap_directory(self.directory, self.destination)
+                # Whoever changes the old store must not write into the new one. Windows sees to that itself: it does
+                # not rename a directory that has open files.
+                with nullcontext() if os.name == "nt" else store_lock(self.destination):
+                    files.swap_directory(self.directory, self.destination)
                 return
             try:
                 files.publish_directory(self.directory, self.destination)
@@ -74,6 +78,8 @@ def check_destination(destination: Path, mode: Mode) -> None:
         raise _exists(destination)
     if destination.is_symlink() or not destination.is_dir():
         raise DestinationError(f"{destination}: not a directory; overwrite replaces only a shardstore store")
+    with explained_errors(destination), store_lock(destination):
+        pass  # better said now than after an ingest of hours
     if any(destination.iterdir()):
         try:
             load_manifest(destination)
@@ -107,16 +113,14 @@ def building(destination: Path, mode: Mode) -> Iterator[Build]:
 
 
 @contextmanager
-def explained_errors(destination: Path) -> Iterator[None]:
-    """Turn what the system says while a store is written into a `DestinationError`."""
+def explained_errors(destination: Path, kept: str = "nothing was kept of the attempt") -> Iterator[None]:
+    """Turn what the system says while a store is written into a `DestinationError`, which says what was kept."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(destination.parent).free
-            raise DestinationError(
-                f"no space left for {destination}: {free:,} bytes are free there; nothing was kept of the attempt"
-            ) from error
+            raise DestinationError(f"no space left for {destination}: {free:,} bytes are free there; {kept}") from error
         if error.errno in _REFUSALS:
             where = f" ({error.filename})" if error.filename else ""
             raise DestinationError(f"cannot write {destination}: {error.strerror}{where}") from error

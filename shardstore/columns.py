@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,11 @@ class ArrayWriter:
         self._first_shard = first_shard
         self._shard: ShardWriter | None = None
         self._records: list[ShardRecord] = []
+
+    @property
+    def finished(self) -> list[ShardRecord]:
+        """The records of the shards that are complete."""
+        return self._records
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write any number of C-contiguous rows of the field's dtype."""
@@ -66,15 +72,50 @@ class ArrayWriter:
             self._shard = None
 
 
-class ColumnWriter:
-    """Writes rows into a column. A context manager like `ArrayWriter`."""
+@dataclass(frozen=True)
+class Finished:
+    """What there is of a column whose writing was interrupted.
 
-    def __init__(self, store: Path, layout: ColumnLayout) -> None:
+    Attributes:
+        rows: how many rows there are: whole shards of the array that has an entry for each row.
+        items: how many items these have; of a fixed column, the same.
+        data: the records of the whole shards of the rows; of a ragged column, of its values.
+        ranges: those of its ranges; empty for a fixed column.
+        tail: the items that no whole shard of values has, or None.
+    """
+
+    rows: int
+    items: int
+    data: list[ShardRecord]
+    ranges: list[ShardRecord]
+    tail: NDArray[Any] | None
+
+
+NOTHING = Finished(0, 0, [], [], None)
+
+
+class ColumnWriter:
+    """Writes rows into a column, behind those that are finished. A context manager like `ArrayWriter`."""
+
+    def __init__(self, store: Path, layout: ColumnLayout, finished: Finished = NOTHING) -> None:
         self._layout = layout
-        self._data = ArrayWriter(store, layout.data)
-        self._ranges = None if layout.ranges is None else ArrayWriter(store, layout.ranges)
-        self._rows = 0
-        self._items = 0
+        self._before = finished
+        self._data = ArrayWriter(store, layout.data, len(finished.data))
+        self._ranges = None if layout.ranges is None else ArrayWriter(store, layout.ranges, len(finished.ranges))
+        self._rows = finished.rows
+        self._items = finished.items
+        if finished.tail is not None:
+            self._data.append(finished.tail)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self._rows
+
+    @property
+    def items(self) -> int:
+        """How many items the rows of a ragged column have."""
+        return self._items
 
     def append(self, rows: NDArray[Any] | Ragged) -> None:
         """Write any number of rows: a C-contiguous array of the field's dtype, or a `Ragged` of it."""
@@ -90,12 +131,30 @@ class ColumnWriter:
 
     def finish(self) -> ColumnEntry:
         """Complete the last shards and return what the manifest says of the column."""
+        self._data.finish()
         if self._ranges is None:
-            return ColumnEntry(self._layout.field, array_entry(self._layout.data, self._rows, self._data.finish()))
+            return self._entry(self._rows, self._rows)
+        self._ranges.finish()
+        return self._entry(self._rows, self._items)
+
+    def whole_shards(self) -> ColumnEntry:
+        """Return what the manifest would say of the shards that are complete, all of them full."""
+        data = self._layout.data.shard_rows * (len(self._before.data) + len(self._data.finished))
+        if self._ranges is None:
+            return self._entry(data, data)
         assert self._layout.ranges is not None
-        data = array_entry(self._layout.data, self._items, self._data.finish())
-        ranges = array_entry(self._layout.ranges, self._rows, self._ranges.finish())
-        return ColumnEntry(self._layout.field, data, ranges)
+        shards = len(self._before.ranges) + len(self._ranges.finished)
+        return self._entry(self._layout.ranges.shard_rows * shards, data)
+
+    def _entry(self, rows: int, items: int) -> ColumnEntry:
+        layout, before = self._layout, self._before
+        data = array_entry(layout.data, items, [*before.data, *self._data.finished])
+        if self._ranges is None:
+            return ColumnEntry(layout.field, data)
+        assert layout.ranges is not None
+        return ColumnEntry(
+            layout.field, data, array_entry(layout.ranges, rows, [*before.ranges, *self._ranges.finished])
+        )
 
     def __enter__(self) -> Self:
         return self

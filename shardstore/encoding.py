@@ -25,14 +25,15 @@ class ColumnEncoder:
     Args:
         name: the column's name.
         declared: its type, where the user said it; else the first rows settle it.
+        known: the categories that a column with an open list of them has already.
     """
 
-    def __init__(self, name: str, declared: ColumnType | None = None) -> None:
+    def __init__(self, name: str, declared: ColumnType | None = None, known: Sequence[str] = ()) -> None:
         self._name = name
         self._declared = declared
         self._codes: dict[str, int] | None = None
         if declared is not None and declared.kind == "categorical":
-            self._codes = {category: code for code, category in enumerate(declared.categories or ())}
+            self._codes = {category: code for code, category in enumerate(declared.categories or known)}
 
     def encode(self, values: Any, settled: Field | None, first_row: int) -> Values:
         """Return rows as an array of one entry a row, or as a `Ragged`.
@@ -107,6 +108,8 @@ class ColumnEncoder:
             if array.dtype == extended or array.dtype == f"V{dtype.itemsize}":
                 return np.ascontiguousarray(array).view(dtype)  # the bits, as an export writes them
             return array.astype(dtype)  # nobody declares 8 or 16 bits to keep all of a float
+        if not array.size and array.dtype == np.float64:
+            return array.astype(dtype)  # what NumPy takes an empty list for
         result, changed = _exact_cast(array, dtype)
         if changed is not None:
             item = changed // max(1, array[:1].size)

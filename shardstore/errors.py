@@ -48,5 +48,9 @@ class DestinationError(ShardStoreError):
     """The place to write to cannot be used: it exists, is not a store, or has no space left."""
 
 
+class LockedError(ShardStoreError):
+    """Somebody else is changing the store: only one writer at a time may."""
+
+
 class StateError(ShardStoreError):
     """A state to resume from does not fit the stream: the message names both values, or what is missing."""

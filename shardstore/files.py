@@ -36,6 +36,11 @@ class Directory:
             raise (NotADirectoryError if path.exists() else FileNotFoundError)(path)
 
     @property
+    def outdated(self) -> str | None:
+        """What happened to the directory since it was opened, if it is no longer what it was."""
+        return "the store was replaced since it was opened" if self.replaced else None
+
+    @property
     def replaced(self) -> bool:
         """Whether the directory's name has gone to another one since it was opened."""
         if self._descriptor is None:
@@ -48,6 +53,9 @@ class Directory:
     def open(self, name: str) -> int:
         """Open a file for reading and return its descriptor."""
         return os.open(self._prefix + name, _READ, dir_fd=self._descriptor)
+
+    def confirm(self) -> None:
+        """Say nothing: the files of an open directory are what they are."""
 
     def stats(self, names: Iterable[str]) -> Iterator[os.stat_result | None]:
         """Yield what the system knows of each file, None if it is missing. Quick: a store has thousands."""
@@ -62,6 +70,36 @@ class Directory:
         """Return all of a small file."""
         with os.fdopen(self.open(name), "rb") as file:
             return file.read()
+
+
+class Witness:
+    """Tells whether a file that was read still has its name, or the name went to another file since.
+
+    It holds the file open, so that no later one can pass for it; except on Windows, where that would keep others from
+    replacing it.
+    """
+
+    def __init__(self, directory: Directory, name: str) -> None:
+        self._directory = directory
+        self._name = name
+        descriptor = directory.open(name)
+        self._identity = _identity(os.fstat(descriptor))
+        if os.name == "nt":
+            os.close(descriptor)
+        else:
+            weakref.finalize(self, os.close, descriptor).atexit = False
+
+    @property
+    def stands(self) -> bool:
+        """Whether the name has not gone to another file. A name that is gone has not."""
+        (status,) = self._directory.stats((self._name,))
+        return status is None or _identity(status) == self._identity
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    if os.name == "nt":
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_dev, status.st_ino
 
 
 def fsync_directory(path: Path) -> None:

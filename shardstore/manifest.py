@@ -88,6 +88,12 @@ class ColumnEntry:
     extra: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
     @property
+    def since(self) -> int:
+        """The generation of the commit that made the column's files: with the name, what tells them from others."""
+        since = self.extra.get("since", 1)
+        return since if type(since) is int else 1
+
+    @property
     def arrays(self) -> tuple[ArrayEntry, ...]:
         """The arrays that make up the column."""
         return (self.data,) if self.ranges is None else (self.data, self.ranges)
@@ -153,7 +159,7 @@ class Manifest:
         return {
             "zarr_format": 3,
             "node_type": "group",
-            "attributes": {_ATTRIBUTE: {**body, "crc32c": _json_crc32c(body)}},
+            "attributes": {_ATTRIBUTE: {**body, "crc32c": manifest_checksum(body)}},
             "consolidated_metadata": self._consolidated_metadata(),
         }
 
@@ -179,7 +185,7 @@ class Manifest:
             "generation": self.generation,
             "rows": self.rows,
             "shard_rows": self.shard_rows,
-            "columns": [_column_body(entry) for entry in self.columns.values()],
+            "columns": [column_body(entry) for entry in self.columns.values()],
             "provenance": dict(self.provenance),
         }
 
@@ -201,7 +207,7 @@ class Manifest:
                 f"{where}: the store has format version {version!r}; this release reads {FORMAT_VERSION}: "
                 "install a newer shardstore"
             )
-        if body.pop("crc32c", None) != _json_crc32c(body):
+        if body.pop("crc32c", None) != manifest_checksum(body):
             raise CorruptionError(f"{where}: the manifest does not match its checksum; {_RESTORE}")
         try:
             manifest = cls._read(body)
@@ -215,7 +221,7 @@ class Manifest:
     @classmethod
     def _read(cls, body: Mapping[str, Any]) -> Manifest:
         rows, shard_rows = _integer(body, "rows", 0), _power_of_two(body, "shard_rows")
-        entries = [_read_column(column, rows, shard_rows) for column in body["columns"]]
+        entries = [read_column(column, rows, shard_rows) for column in body["columns"]]
         columns = {entry.field.name: entry for entry in entries}
         if len(columns) != len(entries) or not columns:
             raise ValueError("expected at least one column, and different names")
@@ -245,13 +251,18 @@ def load_manifest(store: Path) -> tuple[Directory, Manifest]:
         FormatError: if there is no store there, or one of a later format version.
         CorruptionError: if its `zarr.json` is damaged.
     """
+    directory = open_directory(store)
+    return directory, read_manifest(directory)
+
+
+def open_directory(store: Path) -> Directory:
+    """Open the directory of a store; raise `FormatError` if there is none."""
     try:
-        directory = Directory(store)
+        return Directory(store)
     except FileNotFoundError:
         raise FormatError(f"{store}: not a shardstore store: no such directory") from None
     except NotADirectoryError:
         raise FormatError(f"{store}: not a shardstore store: it is a file, expected a directory") from None
-    return directory, read_manifest(directory)
 
 
 def read_manifest(directory: Directory) -> Manifest:
@@ -273,17 +284,19 @@ def read_manifest(directory: Directory) -> Manifest:
     return Manifest.from_document(document, where)
 
 
+def manifest_checksum(body: Mapping[str, Any]) -> int:
+    """Return the CRC32C of plain JSON values without floats in the manifest's canonical form."""
+    # Keys sorted, no white space, everything beyond ASCII escaped.
+    return crc32c(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+
+
 def encode_document(document: Mapping[str, Any]) -> bytes:
     """Return a metadata document as the bytes of its file."""
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def _json_crc32c(body: Mapping[str, Any]) -> int:
-    # The canonical form: keys sorted, no white space, everything beyond ASCII escaped. There are no floats in it.
-    return crc32c(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
-
-
-def _column_body(entry: ColumnEntry) -> dict[str, Any]:
+def column_body(entry: ColumnEntry) -> dict[str, Any]:
+    """Return what the manifest says of a column, as plain JSON values without floats."""
     layout, spec = entry.data.layout, entry.field
     body = {
         "name": spec.name,
@@ -321,7 +334,13 @@ def _logical(spec: Field) -> str | None:
     return str(spec.dtype) if spec.dtype.kind in "mM" or spec.dtype.name in EXTENDED_DTYPES else None
 
 
-def _read_column(body: Mapping[str, Any], rows: int, shard_rows: int) -> ColumnEntry:
+def read_column(body: Mapping[str, Any], rows: int, shard_rows: int) -> ColumnEntry:
+    """Read what the manifest says of a column of so many rows.
+
+    Raises:
+        FormatError: if it is one that this release cannot read.
+        TypeError, KeyError, ValueError, OverflowError, SchemaError: if it is incomplete or wrong.
+    """
     for key, known in _KNOWN.items():
         if not known(body[key]):
             raise FormatError(f"column {body['name']!r} has the {key} {body[key]!r}, which this release cannot read")

@@ -49,6 +49,7 @@ class MappedFiles:
         open_file: opens file *i* and returns a descriptor; the file must be at least as long as what is mapped of it.
         data_nbytes: how many bytes of each file to map, from its beginning.
         spacing: distance of their beginnings, in bytes; a multiple of the page size, at least each of `data_nbytes`.
+        confirm: called after files were opened and before anybody reads them; raises if they must not be read.
 
     Attributes:
         data: uint8 `((files - 1) · spacing + data_nbytes[-1],)`, read-only. Only bytes of files that `ensure` has
@@ -58,7 +59,9 @@ class MappedFiles:
         CannotMapError: if the system cannot do this.
     """
 
-    def __init__(self, open_file: Callable[[int], int], data_nbytes: Sequence[int], spacing: int) -> None:
+    def __init__(
+        self, open_file: Callable[[int], int], data_nbytes: Sequence[int], spacing: int, confirm: Callable[[], None]
+    ) -> None:
         count = len(data_nbytes)
         self._mmap, munmap = _calls()
         length = (count - 1) * spacing + self._pages(data_nbytes[-1])
@@ -77,6 +80,7 @@ class MappedFiles:
         self.data = np.frombuffer(memoryview(holder).toreadonly(), np.uint8, (count - 1) * spacing + data_nbytes[-1])
         self._base = base
         self._open_file = open_file
+        self._confirm = confirm
         self._data_nbytes = data_nbytes
         self._spacing = spacing
         self._mapped = np.zeros(count, np.bool_)
@@ -95,9 +99,11 @@ class MappedFiles:
         needed = np.zeros(len(self._mapped), np.bool_)
         needed[files] = True
         with self._lock:
-            for i in np.flatnonzero(needed & ~self._mapped).tolist():
+            missing = np.flatnonzero(needed & ~self._mapped)
+            for i in missing.tolist():
                 self._map(i)
-                self._mapped[i] = True
+            self._confirm()  # once for all of them: it costs as much as opening several
+            self._mapped[missing] = True
             self._complete = bool(self._mapped.all())
 
     @staticmethod

@@ -67,15 +67,19 @@ def choose_order(
     if shuffle == "full":
         return FullShuffle(len(selection), int(seed))
     cut = decoded or stored
-    chunk_rows = [column.chunk_rows for column in cut] or [1]
+    # Where the rows of some columns are scattered, those of others may still follow each other in their chunks.
+    whole = [column for column in cut if column.phase is not None]
+    chunk_rows = [column.chunk_rows for column in whole or cut] or [1]
     window_rows = window_nbytes // max(1, sum(column.row_nbytes for column in cut))
     # Whole chunks of all columns, so that each is decoded once; but where the longest (those of narrow columns) would
     # leave few sections in a window, sections are as short as the wide columns' chunks, and narrow ones are cached.
     mixed = 1 << (max(1, window_rows // MIN_SECTIONS).bit_length() - 1)
     section_rows = min(max(chunk_rows), max(min(chunk_rows), mixed))
-    if not selection.is_contiguous:
+    is_scattered = not selection.is_contiguous or bool(cut and not whole)
+    if is_scattered:
         section_rows = max(section_rows, min(mixed, SCATTERED_SECTION_ROWS))
     window = max(1, window_rows // section_rows // lanes)
     # Elsewhere than in a row the view's rows have no chunks of their own; neighbours in the view stay together.
-    missing = selection.start % section_rows if selection.is_contiguous else 0
+    phase = max(whole, key=lambda column: column.row_nbytes).phase if whole else 0
+    missing = 0 if is_scattered else (selection.start + (phase or 0)) % section_rows
     return WindowShuffle(Sections(len(selection), section_rows, missing), window, int(seed), lanes)

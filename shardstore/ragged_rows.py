@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.ragged import RAGGED_CLASSES, Ragged, offsets_of
-from shardstore.schema import Field
+from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows
 
 
 class RaggedFiles(Protocol):
-    """The two arrays of a ragged column. Numbers of rows and items are known to be in range."""
+    """The two arrays of each ragged column of a store. Numbers of rows and items are known to be in range."""
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+
+    @property
+    def store_id(self) -> str:
+        """What tells this store from all others, on every machine."""
 
     def field(self, name: str) -> Field:
         """Return what a row holds."""
+
+    def item_chunking(self, name: str) -> Chunking:
+        """Return what it takes to read items."""
+
+    def slices_are_views(self, name: str) -> bool:
+        """Whether no slice of the items needs a copy."""
 
     def read_ranges(self, name: str, rows: Rows) -> NDArray[np.int64]:
         """Return int64 `(rows, 2)`: the first item of each row and one past its last, in range."""
@@ -24,8 +39,17 @@ class RaggedFiles(Protocol):
     def read_items(self, name: str, starts: Rows, stops: Rows) -> NDArray[Any]:
         """Return a fresh array of runs of consecutive items, one after the other."""
 
+    def read_item_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
+        """Read runs of consecutive items, one after the other, into the C-contiguous `out`."""
+
+    def read_item_blocks(self, name: str, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
+        """Read blocks of `length` items, of which number 0 begins at item `first`, into the C-contiguous `out`."""
+
     def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive items, as a read-only view where that needs no copy."""
+
+    def range_slice(self, name: str, start: int, stop: int) -> NDArray[np.int64] | None:
+        """Return the ranges of consecutive rows, unchecked, as a view of the file; None where that needs a copy."""
 
 
 def take_ragged(files: RaggedFiles, name: str, rows: Rows) -> Ragged:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from shardstore.cache import BoundedCache
 from shardstore.decoding import for_each
 from shardstore.errors import CorruptionError
-from shardstore.files import Directory
 from shardstore.locks import ForkSafeLock
 from shardstore.manifest import ArrayEntry
 from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
@@ -31,6 +30,7 @@ from shardstore.shardfile import (
     ChunkError,
     Footer,
     OpenShard,
+    ShardDirectory,
     check_shards,
     open_shard,
     read_chunks,
@@ -81,7 +81,7 @@ class Reader(ABC):
         return out
 
 
-def open_reader(directory: Directory, entry: ArrayEntry, chunks: ChunkCache, contiguous: bool = True) -> Reader:
+def open_reader(directory: ShardDirectory, entry: ArrayEntry, chunks: ChunkCache, contiguous: bool = True) -> Reader:
     """Open the reader that suits an array.
 
     Args:
@@ -132,14 +132,16 @@ class ContiguousReader(Reader):
     `take` and `slice` raise `CannotMapError` where the process has run out of mappings since.
     """
 
-    def __init__(self, directory: Directory, entry: ArrayEntry) -> None:
+    def __init__(self, directory: ShardDirectory, entry: ArrayEntry) -> None:
         layout, rows = entry.layout, entry.rows
         super().__init__(layout.field)
         keys, sizes = entry.keys, entry.nbytes.tolist()
         spacing = spacing_nbytes(layout.shard_nbytes, layout.field.row_nbytes)
         last = layout.rows_in_shard(len(keys) - 1, rows) * layout.field.row_nbytes
         data_nbytes = [layout.shard_nbytes] * (len(keys) - 1) + [last]
-        self._files = MappedFiles(lambda i: open_shard(directory, keys[i], sizes[i]), data_nbytes, spacing)
+        self._files = MappedFiles(
+            lambda i: open_shard(directory, keys[i], sizes[i], confirm=False), data_nbytes, spacing, directory.confirm
+        )
         self._array = self._files.data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
         self._shard_rows = layout.shard_rows
         # Behind a single shard there is none.
@@ -210,7 +212,7 @@ class ShardwiseReader(Reader):
     MAX_OPEN = 512
     slices_are_views = False
 
-    def __init__(self, directory: Directory, entry: ArrayEntry) -> None:
+    def __init__(self, directory: ShardDirectory, entry: ArrayEntry) -> None:
         super().__init__(entry.layout.field)
         self._directory = directory
         self._entry = entry
@@ -260,7 +262,7 @@ class ChunkReader(Reader):
     _MAX_OPEN = 64  # of 1,024 descriptors that a process usually may have
     _SPAN_CHUNKS = 8  # that are read at once and decoded by one thread
 
-    def __init__(self, directory: Directory, entry: ArrayEntry, chunks: ChunkCache) -> None:
+    def __init__(self, directory: ShardDirectory, entry: ArrayEntry, chunks: ChunkCache) -> None:
         super().__init__(entry.layout.field)
         self._directory = directory
         self._entry = entry

@@ -233,11 +233,13 @@ class Chunking:
         chunk_rows: how many rows from a multiple of it on are best read together: those of a chunk; of a ragged column,
             about those of some chunks.
         decoded: whether chunks have to be decoded.
+        phase: how many rows of the store lie before row 0; None if rows that follow each other are scattered there.
     """
 
     row_nbytes: int
     chunk_rows: int
     decoded: bool
+    phase: int | None = 0
 
 
 def plan_layouts(

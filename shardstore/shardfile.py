@@ -11,18 +11,17 @@ from __future__ import annotations
 import os
 import stat
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.checksum import CHECKSUM_NBYTES, crc32c
 from shardstore.errors import CorruptionError, FormatError, ShardStoreError
-from shardstore.files import Directory
 from shardstore.schema import ArrayLayout
 
 ABSENT = np.uint64(2**64 - 1)
@@ -189,12 +188,36 @@ class ShardWriter:
             self._partial.unlink(missing_ok=True)
 
 
-def open_shard(directory: Directory, key: str, nbytes: int) -> int:
+class ShardDirectory(Protocol):
+    """The directory of a store, as far as shard files are opened in it."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    @property
+    def outdated(self) -> str | None:
+        """What happened since it was opened, if its files are no longer those that the manifest lists."""
+
+    def open(self, name: str) -> int:
+        """Open a file for reading and return its descriptor."""
+
+    def confirm(self) -> None:
+        """Raise `FormatError` if files that were opened until now may be others than the manifest lists."""
+
+    def stats(self, names: Iterable[str]) -> Iterator[os.stat_result | None]:
+        """Yield what the system knows of each file, None if it is missing."""
+
+
+def open_shard(directory: ShardDirectory, key: str, nbytes: int, confirm: bool = True) -> int:
     """Open a shard file of a store for reading and return its descriptor, once its size is what the manifest says.
+
+    Without `confirm`, the caller has to call the directory's `confirm` before it believes what it reads.
 
     Raises:
         CorruptionError: if the file is missing or has another size. Checked before anything is mapped, because
             touching a mapping past the end of its file kills the process.
+        FormatError: if the store was replaced or changed so that this is no longer its file.
     """
     try:
         descriptor = directory.open(key)
@@ -204,27 +227,33 @@ def open_shard(directory: Directory, key: str, nbytes: int) -> int:
     if status.st_size != nbytes or not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise _bad_shard(directory, key, nbytes, status)
+    if confirm:
+        try:
+            directory.confirm()
+        except BaseException:
+            os.close(descriptor)
+            raise
     return descriptor
 
 
 class OpenShard:
     """An open shard file: the descriptor of `open_shard`, closed when nobody holds this any more."""
 
-    def __init__(self, directory: Directory, key: str, nbytes: int) -> None:
+    def __init__(self, directory: ShardDirectory, key: str, nbytes: int) -> None:
         self.descriptor = open_shard(directory, key, nbytes)
         weakref.finalize(self, os.close, self.descriptor).atexit = False
 
 
-def check_shards(directory: Directory, keys: Sequence[str], sizes: Sequence[int]) -> None:
+def check_shards(directory: ShardDirectory, keys: Sequence[str], sizes: Sequence[int]) -> None:
     """Raise `CorruptionError` unless all these shard files of a store are there and have these sizes in bytes."""
     for key, nbytes, status in zip(keys, sizes, directory.stats(keys), strict=True):
         if status is None or status.st_size != nbytes or not stat.S_ISREG(status.st_mode):
             raise _bad_shard(directory, key, nbytes, status)
 
 
-def _bad_shard(directory: Directory, key: str, nbytes: int, status: os.stat_result | None) -> ShardStoreError:
-    if status is None and directory.replaced:
-        return FormatError(f"{directory.path}: the store was replaced since it was opened; open it again")
+def _bad_shard(directory: ShardDirectory, key: str, nbytes: int, status: os.stat_result | None) -> ShardStoreError:
+    if outdated := directory.outdated:
+        return FormatError(f"{directory.path}: {outdated}; open it again")
     if status is None:
         problem = f"the shard file is missing ({nbytes:,} bytes expected)"
     elif not stat.S_ISREG(status.st_mode):

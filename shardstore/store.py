@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 
 from shardstore.cache import BoundedCache
 from shardstore.errors import CorruptionError, FormatError
-from shardstore.files import Directory
-from shardstore.manifest import ArrayEntry, Manifest, load_manifest
+from shardstore.manifest import ArrayEntry, ColumnEntry, Manifest
 from shardstore.mapping import CannotMapError
+from shardstore.opened import ColumnDirectory, OpenedStore
 from shardstore.ragged import Ragged, Values
-from shardstore.ragged_rows import slice_ragged, take_ragged
+from shardstore.ragged_rows import RaggedFiles, slice_ragged, take_ragged
 from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, ChunkReader, Reader, open_reader
-from shardstore.schema import Chunking, Field
+from shardstore.schema import DEFAULT_SHARD_BYTES, Chunking, Field
 from shardstore.selection import Rows, Selection
 from shardstore.stream import Streamable
 from shardstore.table import Table
@@ -28,6 +29,8 @@ from shardstore.table import Table
 if TYPE_CHECKING:
     import zarr
 
+    from shardstore.changing import Change
+    from shardstore.column_types import ColumnType, TypeLike
     from shardstore.verify import VerifyReport
 
 T = TypeVar("T")
@@ -53,15 +56,16 @@ def open_rows(rows: str | os.PathLike[str] | Streamable) -> Streamable:
 class StoreFiles:
     """The files of one store: its manifest and, from the first touch of a column on, that column's reader.
 
-    Pickles as the path, and opens again when it is first used.
+    Pickles as the path, and opens again when it is first used; then it has the columns that it had, and no others.
     """
 
-    def __init__(self, path: Path, store_id: str | None = None) -> None:
+    def __init__(self, path: Path, store_id: str | None = None, columns: Mapping[str, int] | None = None) -> None:
         self.path = path
         # The working directory may be another one by the time this is pickled.
         self.absolute_path = path.absolute()
-        self._store_id = store_id
-        self._opened: tuple[Directory, Manifest] | None = None
+        # What is meant, where that is known: which store, and by name the generations that its columns are of.
+        self._meant = store_id, columns
+        self._opened: OpenedStore | None = None
         self._readers: dict[str, Reader] = {}
         # One budget for the decoded chunks of all columns.
         self._chunks: ChunkCache = BoundedCache(CHUNK_CACHE_NBYTES, lambda chunk: chunk.nbytes)
@@ -72,17 +76,11 @@ class StoreFiles:
     @property
     def manifest(self) -> Manifest:
         """The manifest, read on first use."""
-        return self._open()[1]
+        return self._open().manifest
 
-    def _open(self) -> tuple[Directory, Manifest]:
+    def _open(self) -> OpenedStore:
         if self._opened is None:
-            directory, manifest = load_manifest(self.path)
-            if self._store_id not in (None, manifest.store_id):
-                raise FormatError(
-                    f"{self.path}: expected the store {self._store_id}, found {manifest.store_id}: "
-                    "it was replaced; open it again"
-                )
-            self._opened = directory, manifest
+            self._opened = OpenedStore(self.path, *self._meant)
         return self._opened
 
     @cached_property
@@ -101,11 +99,11 @@ class StoreFiles:
 
     def field(self, name: str) -> Field:
         """Return what a row of a column holds."""
-        return self.manifest.columns[name].field
+        return self._entry(name).field
 
     def chunking(self, name: str) -> Chunking:
         """Return what it takes to read rows of a column."""
-        return self.manifest.columns[name].chunking
+        return self._entry(name).chunking
 
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
         """Gather rows of a fixed column, which must be in range, into the C-contiguous `out`."""
@@ -131,7 +129,7 @@ class StoreFiles:
         Raises:
             CorruptionError: if one is not within the items.
         """
-        entry = self.manifest.columns[name].ranges
+        entry = self._entry(name).ranges
         assert entry is not None
         ranges = np.empty((len(rows), 2), np.int64)
         self._attempt(entry, lambda reader: reader.take(rows, ranges))
@@ -164,7 +162,7 @@ class StoreFiles:
 
     def range_slice(self, name: str, start: int, stop: int) -> NDArray[np.int64] | None:
         """Return the ranges of consecutive rows, unchecked, as a view of the file; None where that needs a copy."""
-        entry = self.manifest.columns[name].ranges
+        entry = self._entry(name).ranges
         assert entry is not None
         if not self._attempt(entry, lambda reader: reader.slices_are_views):
             return None
@@ -172,11 +170,15 @@ class StoreFiles:
 
     def item_chunking(self, name: str) -> Chunking:
         """Return what it takes to read items of a ragged column."""
-        return self.manifest.columns[name].item_chunking
+        return self._entry(name).item_chunking
 
     def num_items(self, name: str) -> int:
         """Return how many items all rows of a ragged column have."""
-        return self.manifest.columns[name].data.rows
+        return self._entry(name).data.rows
+
+    def ragged_source(self, name: str, selection: Selection) -> tuple[RaggedFiles, Selection]:
+        """Return where the items of a ragged column lie, and which rows there are the selected ones: here, these."""
+        return self, selection
 
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""
@@ -192,19 +194,37 @@ class StoreFiles:
         """How many chunks of all columns were decoded since they were opened, in this process."""
         return sum(reader.chunks_decoded for reader in self._readers.values() if isinstance(reader, ChunkReader))
 
+    def renewed(self) -> StoreFiles:
+        """Return the files of the same store as it is now."""
+        path = self.path if self.path.absolute() == self.absolute_path else self.absolute_path
+        return StoreFiles(path, self.store_id)
+
     def verify(self, progress: bool | None) -> VerifyReport:
         """Check every byte against its checksums."""
         from shardstore.verify import verify_store  # with the threads that only this needs
 
-        return verify_store(*self._open(), progress)
+        return verify_store(self._open().directory, self._open().whole, progress)
 
     def close(self) -> None:
         """Let go of all files. Arrays that show a mapping keep it until they go themselves."""
         self._closed = True
         self._readers.clear()
 
+    def check_open(self) -> None:
+        """Raise `ValueError` if the store was closed."""
+        if self._closed:
+            raise ValueError(f"the store {self.path} is closed")
+
+    def _entry(self, name: str) -> ColumnEntry:
+        try:
+            return self.manifest.columns[name]
+        except KeyError:  # tables check names, so the column was there when this was pickled
+            raise FormatError(
+                f"{self.path}: column {name!r} was dropped or replaced since this was pickled; open the store again"
+            ) from None
+
     def _data(self, name: str) -> ArrayEntry:
-        return self.manifest.columns[name].data
+        return self._entry(name).data
 
     def _attempt(self, entry: ArrayEntry, read: Callable[[Reader], T]) -> T:
         """Read an array; through a mapping per shard where the process has run out of mappings."""
@@ -221,15 +241,18 @@ class StoreFiles:
     def _reader(self, path: str, entry: ArrayEntry) -> Reader:
         reader = self._readers.get(path)
         if reader is None:
-            if self._closed:
-                raise ValueError(f"the store {self.path} is closed")
-            reader = open_reader(self._open()[0], entry, self._chunks, path not in self._shardwise)
+            self.check_open()
+            directory = ColumnDirectory(self._open(), path.split("/")[0])
+            reader = open_reader(directory, entry, self._chunks, path not in self._shardwise)
             self._readers[path] = reader
         return reader
 
     def __reduce__(self) -> tuple[Any, ...]:
-        store_id = self._opened[1].store_id if self._opened is not None else self._store_id
-        return StoreFiles, (self.absolute_path, store_id)
+        meant = self._meant
+        if self._opened is not None and meant[1] is None:
+            entries = self.manifest.columns
+            meant = self.store_id, {name: entry.since for name, entry in entries.items()}
+        return StoreFiles, (self.absolute_path, *meant)
 
 
 class Store(Table):
@@ -288,6 +311,99 @@ class Store(Table):
             progress: whether to draw a progress bar; None draws one on a terminal.
         """
         return self._files.verify(progress)
+
+    def add_column(
+        self,
+        name: str,
+        values: Any,
+        *,
+        columns: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
+        codec: str = "raw",
+        type: ColumnType | TypeLike | None = None,
+        fingerprint: str | None = None,
+        replace: bool = False,
+        shard_bytes: int | str = DEFAULT_SHARD_BYTES,
+        chunk_bytes: int | str | None = None,
+        progress: bool | None = None,
+    ) -> Self:
+        """Add a column: rows that are there, or what a function makes of other columns, computed batch by batch.
+
+        It appears when it is complete. Views and streams that exist go on with the columns that they have.
+        A function is called with dicts of fresh arrays (or `Ragged`) of consecutive rows, in order, and returns as many
+        rows. The manifest keeps a fingerprint of it and of its sources' data. Called again with the same function,
+        `add_column` does nothing; an interrupted call is gone on with behind the last finished shard of rows.
+
+        Args:
+            name: its name.
+            values: an array, a list, a `Ragged` or a `Column` of one row per row of the store; or an iterable of blocks
+                of rows; or a function of batches.
+            columns: what a function gets; all by default.
+            batch_size: how many rows it gets at a time; by default some megabytes of them.
+            codec: see `shardstore.codecs`.
+            type: what its rows are where the first ones do not tell; see `shardstore.column_types`.
+            fingerprint: what tells the function from others, instead of its code (`shardstore.fingerprints`); needed
+                where it holds on to what has no plain value, such as a model. For rows, a text that is kept with them.
+            replace: whether to drop another column of this name first, in a commit of its own.
+            shard_bytes: of ragged rows, target size of the shard files of their values.
+            chunk_bytes: target size of a decoded chunk.
+            progress: whether to draw a progress bar for a function; None draws one on a terminal.
+
+        Raises:
+            SchemaError: if there is such a column, made differently or of sources that have changed since (a *stale*
+                one), or the rows do not fit; nothing is left of them then.
+            SourceError: if the function or iterable raises; what was finished of a function's rows is kept.
+            KeyError, ValueError, TypeError: if an argument makes no sense, or a function has no fingerprint of its own.
+            LockedError, FormatError, DestinationError: if the store cannot be changed.
+        """
+        from shardstore.adding import add_column
+        from shardstore.addition import AddOptions
+
+        options = AddOptions(columns, batch_size, codec, type, fingerprint, replace, shard_bytes, chunk_bytes, progress)
+        with self._changing() as change, Store(self._files.absolute_path) as current:
+            add_column(change, current, name, values, options)
+        return self
+
+    def drop_column(self, name: str) -> Self:
+        """Take a column out of the store, and remove its files.
+
+        Raises:
+            KeyError: if there is none of this name.
+            SchemaError: if it is the only one.
+        """
+        with self._changing() as change:
+            change.drop(name)
+        return self
+
+    def rename_column(self, old: str, new: str) -> Self:
+        """Give a column another name, in its place in the order. Columns that were made from it are stale then.
+
+        Raises:
+            KeyError: if there is none of the old name.
+            SchemaError: if the new name cannot be a column's, or is taken.
+        """
+        with self._changing() as change:
+            change.rename(old, new)
+        return self
+
+    def stale_columns(self) -> tuple[str, ...]:
+        """Return the names of columns that were made of columns which are no longer there, or not the same."""
+        from shardstore.lineage import stale_columns
+
+        return stale_columns(self.manifest)
+
+    @contextmanager
+    def _changing(self) -> Iterator[Change]:
+        """Change the store, under its lock; then this object has it as it is after the change."""
+        from shardstore.changing import changing
+
+        self._files.check_open()
+        with changing(self._files.absolute_path, self._files.store_id) as change:
+            try:
+                yield change
+            finally:
+                if change.manifest.generation != self.generation:
+                    self._files = self._files.renewed()
 
     def zarr(self) -> zarr.Group:
         """Return the store as zarr-python sees it, read-only. Imports zarr."""

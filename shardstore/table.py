@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from shardstore.joining import JoinedFiles, Side
 from shardstore.order import Order, Plan, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
 from shardstore.ragged import Ragged, Strings, Values
@@ -252,8 +253,31 @@ class Table(Streamable):
             raise TypeError(f"column is a {type(column).__name__}; expected the name of a ragged column")
         cut = Cut.checked(length, stride, across_rows, documents, positions)
         self._known((column,))
-        files = WindowFiles(self.files, column, self.selection, cut)
+        if not (field := self.files.field(column)).is_ragged:
+            raise TypeError(f"column {column!r} holds {field}; windows are cut from a ragged column, strings or bytes")
+        source, documents_of = self.files.ragged_source(column, self.selection)
+        files = WindowFiles(source, column, documents_of, cut)
         return View(files, files.columns, files.all_windows)
+
+    # Widening it
+
+    def join(self, other: Table) -> View:
+        """Return a view of the columns of both, row *i* of one beside row *i* of the other. Nothing is copied.
+
+        The rows of the view are numbered from 0. Narrow columns with `select` where names clash.
+
+        Args:
+            other: a store or view of as many rows.
+
+        Raises:
+            SchemaError: if the numbers of rows differ, or a column of each has the same name.
+            TypeError: if `other` is no table.
+        """
+        if not isinstance(other, Table):
+            raise TypeError(f"a table is joined with a store or a view, found a {type(other).__name__}")
+        sides = [Side(table.files, table.columns, table.selection) for table in (self, other)]
+        files = JoinedFiles(*sides)
+        return View(files, files.columns, Selection.all(self.num_rows))
 
     # Reading it
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shardstore.feeds import Feed, feed_of
 from shardstore.order import Order
 from shardstore.ragged import Ragged, Values
-from shardstore.ragged_rows import rows_of_runs
+from shardstore.ragged_rows import RaggedFiles, rows_of_runs
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
 
@@ -52,26 +52,8 @@ class ColumnFiles(Protocol):
     def read_ranges(self, name: str, rows: Rows) -> NDArray[np.int64]:
         """Return int64 `(rows, 2)`: the first item of each row of a ragged column and one past its last."""
 
-    def read_items(self, name: str, starts: Rows, stops: Rows) -> NDArray[Any]:
-        """Return a fresh array of runs of consecutive items of a ragged column, one after the other."""
-
-    def read_item_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Read runs of consecutive items of a ragged column, one after the other, into the C-contiguous `out`."""
-
-    def read_item_blocks(self, name: str, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
-        """Read blocks of `length` items, of which number 0 begins at item `first`, into the C-contiguous `out`."""
-
-    def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return consecutive items of a ragged column, as a view where that needs no copy."""
-
-    def range_slice(self, name: str, start: int, stop: int) -> NDArray[np.int64] | None:
-        """Return the ranges of consecutive rows, unchecked, as a view of the file; None where that needs a copy."""
-
-    def item_chunking(self, name: str) -> Chunking:
-        """Return what it takes to read items of a ragged column."""
-
-    def num_items(self, name: str) -> int:
-        """Return how many items all rows of a ragged column have."""
+    def ragged_source(self, name: str, selection: Selection) -> tuple[RaggedFiles, Selection]:
+        """Return where the items of a ragged column lie, and which rows there are the selected ones."""
 
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""

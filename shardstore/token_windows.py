@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from shardstore.order import check_int
 from shardstore.packing import Documents, PackedNeighbours, Packing, packing_of
 from shardstore.ragged import Ragged, Values, join_runs, offsets_of
-from shardstore.ragged_rows import end_to_end, rows_of_runs
+from shardstore.ragged_rows import RaggedFiles, end_to_end, rows_of_runs
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
-from shardstore.table_rows import ColumnFiles
 
 DOCUMENT, POSITION = "document", "position"
 # A section of a shuffled epoch decodes the chunks at its ends for its neighbours, too. So it has several chunks where
@@ -69,14 +68,11 @@ class WindowFiles:
         cut: how the windows are cut.
 
     Raises:
-        TypeError: if the column is not ragged.
-        ValueError: if it is named as what is told of its items.
+        ValueError: if the column is named as what is told of its items.
     """
 
-    def __init__(self, files: ColumnFiles, name: str, selection: Selection, cut: Cut) -> None:
+    def __init__(self, files: RaggedFiles, name: str, selection: Selection, cut: Cut) -> None:
         field = files.field(name)
-        if not field.is_ragged:
-            raise TypeError(f"column {name!r} holds {field}; windows are cut from a ragged column, strings or bytes")
         told = ((DOCUMENT, cut.documents), (POSITION, cut.positions))
         self.columns = (name, *(other for other, wanted in told if wanted))
         if name in self.columns[1:]:
@@ -217,31 +213,7 @@ class WindowFiles:
         """Raise `TypeError`."""
         self._not_ragged(name)
 
-    def range_slice(self, name: str, start: int, stop: int) -> NDArray[np.int64] | None:
-        """Raise `TypeError`."""
-        self._not_ragged(name)
-
-    def read_items(self, name: str, starts: Rows, stops: Rows) -> NDArray[Any]:
-        """Raise `TypeError`."""
-        self._not_ragged(name)
-
-    def read_item_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
-        """Raise `TypeError`."""
-        self._not_ragged(name)
-
-    def read_item_blocks(self, name: str, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
-        """Raise `TypeError`."""
-        self._not_ragged(name)
-
-    def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Raise `TypeError`."""
-        self._not_ragged(name)
-
-    def item_chunking(self, name: str) -> Chunking:
-        """Raise `TypeError`."""
-        self._not_ragged(name)
-
-    def num_items(self, name: str) -> int:
+    def ragged_source(self, name: str, selection: Selection) -> tuple[RaggedFiles, Selection]:
         """Raise `TypeError`."""
         self._not_ragged(name)
 

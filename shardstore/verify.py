@@ -78,7 +78,12 @@ class _ShardResult:
 
 
 def verify_store(directory: Directory, manifest: Manifest, progress: bool | None = None) -> VerifyReport:
-    """Check the metadata of all arrays, of every shard file its size, its footer and each chunk, and all ranges."""
+    """Check the metadata of all arrays, of every shard file its size, its footer and each chunk, and all ranges.
+
+    A store that was replaced or changed since the manifest was read is only said to be: its files are others now.
+    """
+    if outdated := _outdated(directory, manifest):
+        return VerifyReport(1, 0, 0, (outdated,))
     damages = [*_group_damages(directory, manifest), *_metadata_damages(directory, manifest)]
     shards = [(entry, shard) for entry in manifest.arrays for shard in range(len(entry.nbytes))]
     total = sum(column.stored_nbytes for column in manifest.columns.values())
@@ -88,6 +93,8 @@ def verify_store(directory: Directory, manifest: Manifest, progress: bool | None
             return _verify_shard(directory, *job, advance)
 
         results = list(executor.map(verify, shards))
+    if outdated := _outdated(directory, manifest):  # meanwhile, so that what was found may be no damage
+        return VerifyReport(1, 0, 0, (outdated,))
     damages += [damage for result in results for damage in result.damages]
     if not damages:  # of bytes that were not written so, nothing more needs to be said
         for column in manifest.columns.values():
@@ -100,11 +107,25 @@ def verify_store(directory: Directory, manifest: Manifest, progress: bool | None
     )
 
 
+def _outdated(directory: Directory, manifest: Manifest) -> Damage | None:
+    """Return that the store is no longer the one that was opened, if so."""
+    if directory.outdated:
+        return Damage(METADATA_FILE, f"{directory.outdated}; open it again")
+    try:
+        found = read_manifest(directory)
+    except (FormatError, CorruptionError):
+        return None  # which is damage
+    if found.store_id != manifest.store_id or found.generation == manifest.generation:
+        return None
+    return Damage(
+        METADATA_FILE,
+        f"the store was changed since it was opened (generation {found.generation}, opened as generation "
+        f"{manifest.generation}); open it again",
+    )
+
+
 def _group_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
     """Look again at the manifest: it may have been damaged since the store was opened."""
-    if directory.replaced:
-        yield Damage(METADATA_FILE, "the store was replaced since it was opened; open it again")
-        return
     try:
         found = read_manifest(directory)
     except (FormatError, CorruptionError) as error:

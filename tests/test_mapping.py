@@ -260,10 +260,10 @@ def test_a_child_that_is_forked_in_the_middle_of_a_mapping_reads_on(
     inside, forked = threading.Event(), threading.Event()
     open_shard = readers.open_shard
 
-    def slow_open(*arguments: Any) -> int:
+    def slow_open(*arguments: Any, **options: Any) -> int:
         inside.set()
         forked.wait(10)
-        return open_shard(*arguments)
+        return open_shard(*arguments, **options)
 
     assert store["x"][0] == 0  # opens the column
     monkeypatch.setattr(readers, "open_shard", slow_open)

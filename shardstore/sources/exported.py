@@ -10,7 +10,7 @@ from pathlib import Path
 from shardstore.column_types import ColumnType
 from shardstore.errors import SourceError
 from shardstore.export_index import INDEX_FILE, ExportedColumn, categories_file, read_index
-from shardstore.sources.named import ColumnFiles
+from shardstore.sources.named import NamedColumn
 from shardstore.sources.paths import Paths, find_files
 
 
@@ -23,7 +23,7 @@ class Exported:
         types: what its rows were.
     """
 
-    columns: list[ColumnFiles]
+    columns: list[NamedColumn]
     types: Mapping[str, ColumnType]
 
 
@@ -49,7 +49,7 @@ def find_exported(sources: Paths) -> Exported | None:
             )
         _check_complete(path, index)
     files = [
-        ColumnFiles(column.name, {role: [path / name for path in paths] for role, name in column.files.items()})
+        NamedColumn(column.name, {role: [path / name for path in paths] for role, name in column.files.items()})
         for column in columns
     ]
     return Exported(files, {column.name: column.type for column in columns})

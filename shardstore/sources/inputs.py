@@ -11,7 +11,7 @@ from shardstore.column_types import ColumnType
 from shardstore.errors import SchemaError, SourceError
 from shardstore.schema import Field
 from shardstore.sources.exported import find_exported
-from shardstore.sources.named import ARRAY, ColumnFiles, Sources, find_columns, ragged_form
+from shardstore.sources.named import ARRAY, NamedColumn, Sources, find_columns, ragged_form
 from shardstore.sources.npy import MAGIC, ArraySource, NpyArray
 from shardstore.sources.npz import MAGICS, open_members
 from shardstore.sources.parts import Part, make_part
@@ -141,7 +141,7 @@ def _one_after_the_other(files: list[Path], wanted: _Wanted) -> Inputs:
     return Inputs(parts, files)
 
 
-def _parallel(columns: list[ColumnFiles], wanted: _Wanted) -> Inputs:
+def _parallel(columns: list[NamedColumn], wanted: _Wanted) -> Inputs:
     if not columns:
         raise SourceError("no source files: name at least one column")
     parts = {column.name: [_named_part(column, paths, wanted) for paths in column.groups] for column in columns}
@@ -161,7 +161,7 @@ def _parallel(columns: list[ColumnFiles], wanted: _Wanted) -> Inputs:
     return Inputs(parts, [path for column in columns for path in column.paths])
 
 
-def _named_part(column: ColumnFiles, paths: tuple[Path, ...], wanted: _Wanted) -> InputPart:
+def _named_part(column: NamedColumn, paths: tuple[Path, ...], wanted: _Wanted) -> InputPart:
     if column.form == ("rows",):
         return _members_part(column.name, paths[0], wanted)
     return wanted.part(column.name, {r: _plain_array(column.name, p) for r, p in zip(column.form, paths, strict=True)})

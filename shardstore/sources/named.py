@@ -19,7 +19,7 @@ ROLES = ("values", "offsets", "lengths", "padded", "rows")
 
 
 @dataclass(frozen=True)
-class ColumnFiles:
+class NamedColumn:
     """The files of one column.
 
     Attributes:
@@ -46,7 +46,7 @@ class ColumnFiles:
         return [path for paths in self.files.values() for path in paths]
 
 
-def find_columns(sources: Mapping[str, Paths | Mapping[str, Paths]]) -> list[ColumnFiles]:
+def find_columns(sources: Mapping[str, Paths | Mapping[str, Paths]]) -> list[NamedColumn]:
     """Find the files of each column.
 
     Raises:
@@ -56,9 +56,9 @@ def find_columns(sources: Mapping[str, Paths | Mapping[str, Paths]]) -> list[Col
     return [_find_column(name, given) for name, given in sources.items()]
 
 
-def _find_column(name: str, given: Paths | Mapping[str, Paths]) -> ColumnFiles:
+def _find_column(name: str, given: Paths | Mapping[str, Paths]) -> NamedColumn:
     if not isinstance(given, Mapping):
-        return ColumnFiles(name, {ARRAY: find_files(given)})
+        return NamedColumn(name, {ARRAY: find_files(given)})
     form = ragged_form(name, list(given))
     files = {role: find_files(given[role]) for role in form}
     first, *others = form
@@ -68,7 +68,7 @@ def _find_column(name: str, given: Paths | Mapping[str, Paths]) -> ColumnFiles:
                 f"parallel files must pair up: column {name!r} has {len(files[first])} files of {first}, "
                 f"{len(files[other])} of {other}"
             )
-    return ColumnFiles(name, files)
+    return NamedColumn(name, files)
 
 
 def ragged_form(name: str, roles: list[Any]) -> tuple[str, ...]:

@@ -1,0 +1,205 @@
+"""Changes to an existing store: one writer at a time, and a single moment at which each takes effect.
+
+New files are written first and brought to disk; then the group's `zarr.json` is replaced in one step. What is killed at
+any moment leaves the old store or the new one. Files that the manifest does not lead to mean nothing, and are removed
+when their names are needed. Nothing that a manifest leads to is ever written again: readers have it open.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from shardstore import files
+from shardstore.building import explained_errors
+from shardstore.errors import DestinationError, FormatError, SchemaError
+from shardstore.manifest import (
+    METADATA_FILE,
+    ArrayEntry,
+    ColumnEntry,
+    Manifest,
+    column_documents,
+    encode_document,
+    load_manifest,
+)
+from shardstore.schema import check_different, check_name
+from shardstore.shardfile import check_shards
+from shardstore.writelock import store_lock
+
+# Where a column that is being added says what is finished; see `shardstore.journal`.
+JOURNAL_FILE = "journal.json"
+_PARTIAL = f".{METADATA_FILE}.partial-"
+# What a column's folder has; anything else was put there by somebody else.
+_FOLDER_NAMES = frozenset((METADATA_FILE, JOURNAL_FILE, "c", "values", "ranges"))
+
+
+@contextmanager
+def changing(store: Path, store_id: str) -> Iterator[Change]:
+    """Hold the lock of a store, and give what changes it.
+
+    Args:
+        store: its directory.
+        store_id: which store it must be.
+
+    Raises:
+        LockedError: if somebody else is changing it.
+        FormatError: if another store is there now, or none.
+        CorruptionError: if its manifest is damaged.
+        DestinationError: if it cannot be written to, or its disk is full.
+    """
+    with explained_errors(store, "the store is as it was"), store_lock(store):
+        _, manifest = load_manifest(store)
+        if manifest.store_id != store_id:
+            raise FormatError(
+                f"{store}: expected the store {store_id}, found {manifest.store_id}: it was replaced; open it again"
+            )
+        for leftover in store.glob(f"{_PARTIAL}*"):
+            leftover.unlink()
+        yield Change(store, manifest)
+
+
+class Change:
+    """What changes a store while its lock is held. Made by `changing`.
+
+    Attributes:
+        path: the store's directory.
+        manifest: the store as it is now: not as somebody opened it earlier, and after each commit the new one.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    def commit(self, columns: Mapping[str, ColumnEntry], new: Sequence[str] = ()) -> None:
+        """Make these the store's columns, in this order.
+
+        Args:
+            columns: by name, all of them.
+            new: those whose shard files were written for this commit, each in a folder that `free_folder` cleared.
+        """
+        generation = self.manifest.generation + 1
+        entries = dict(columns)
+        for name in new:
+            entries[name] = replace(entries[name], extra={**entries[name].extra, "since": generation})
+            for path, document in column_documents(name, entries[name]).items():
+                files.write_file(self.path / path / METADATA_FILE, encode_document(document))
+            files.fsync_tree(self.path / name)
+        manifest = replace(self.manifest, generation=generation, columns=MappingProxyType(entries))
+        files.fsync_directory(self.path)
+        files.write_file(self.path / METADATA_FILE, encode_document(manifest.group_document()))
+        self.manifest = manifest
+        files.fsync_directory(self.path)
+
+    def folder(self, name: str) -> Path:
+        """Return a column's folder."""
+        return self.path / name
+
+    def free_folder(self, name: str) -> Path:
+        """Return the folder of a column to come, once nothing is there.
+
+        Raises:
+            SchemaError: if a store cannot have a column of this name beside the others.
+            DestinationError: if something is there that no column leaves behind.
+        """
+        check_different([*self.manifest.columns, check_name(name)])
+        folder = self.folder(name)
+        if os.path.lexists(folder):
+            if folder.is_symlink() or not folder.is_dir() or not _is_left_over(folder):
+                raise DestinationError(
+                    f"{folder}: in the way of a column of this name, and none of the store's files: remove it yourself"
+                )
+            shutil.rmtree(folder)
+        return folder
+
+    def drop(self, name: str) -> None:
+        """Take a column out of the store, and then remove its files.
+
+        Raises:
+            KeyError: if there is none of this name.
+            SchemaError: if it is the last one.
+        """
+        self._known(name)
+        if len(self.manifest.columns) == 1:
+            raise SchemaError(f"{name!r} is the only column of {self.path}, and a store has at least one")
+        self._forget(name)
+        self.commit({other: entry for other, entry in self.manifest.columns.items() if other != name})
+        self._remove(name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a column another name; its shard files are linked where the file system can, else copied.
+
+        Raises:
+            KeyError: if there is none of this name.
+            SchemaError: if the new name cannot be a column's, or is taken.
+            CorruptionError: if a shard file is missing or has another size.
+        """
+        entry = self._known(old)
+        if new == old:
+            return
+        for array in entry.arrays:
+            check_shards(files.Directory(self.path), array.keys, array.nbytes.tolist())
+        folder = self.free_folder(new)
+        renamed = _renamed(entry, new)
+        try:
+            for source, target in zip(entry.arrays, renamed.arrays, strict=True):
+                for key, new_key in zip(source.keys, target.keys, strict=True):
+                    _link(self.path / key, self.path / new_key)
+            columns = {new if name == old else name: found for name, found in self.manifest.columns.items()}
+            self._forget(old)
+            self.commit({**columns, new: renamed}, [new])
+        except BaseException:
+            if new not in self.manifest.columns:
+                shutil.rmtree(folder, ignore_errors=True)  # what failed says why; the rest means nothing
+            raise
+        self._remove(old)
+
+    def _known(self, name: str) -> ColumnEntry:
+        if name not in self.manifest.columns:
+            raise KeyError(f"no column {name!r}; the columns are {', '.join(self.manifest.columns)}")
+        return self.manifest.columns[name]
+
+    def _forget(self, name: str) -> None:
+        """Remove the journal of a column that is about to go: nobody may go on with files that others have open."""
+        (self.folder(name) / JOURNAL_FILE).unlink(missing_ok=True)
+        files.fsync_directory(self.folder(name))
+
+    def _remove(self, name: str) -> None:
+        # It has gone from the store already. Where files in use cannot be removed, the rest means nothing.
+        shutil.rmtree(self.folder(name), ignore_errors=True)
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether a folder has nothing that a column would not leave behind."""
+    return all(name in _FOLDER_NAMES or name.startswith(".") for name in os.listdir(folder))
+
+
+def _renamed(entry: ColumnEntry, name: str) -> ColumnEntry:
+    spec = replace(entry.field, name=name)
+    if entry.ranges is None:
+        return replace(entry, field=spec, data=_with_field_name(entry.data, name))
+    return replace(
+        entry,
+        field=spec,
+        data=_with_field_name(entry.data, spec.values.name),
+        ranges=_with_field_name(entry.ranges, spec.ranges.name),
+    )
+
+
+def _with_field_name(entry: ArrayEntry, name: str) -> ArrayEntry:
+    layout = entry.layout
+    return replace(entry, layout=replace(layout, field=replace(layout.field, name=name)))
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # not on this file system, or too many of them
+        shutil.copyfile(source, target)
+        with target.open("r+b") as file:
+            os.fsync(file.fileno())
