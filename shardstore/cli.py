@@ -217,7 +217,10 @@ def stats(
             if name not in store.columns:
                 _fail(f"no column {name!r}; the columns are {', '.join(store.columns)}", 2)
         draw = None if png is None else _figure("draw_statistics", png)
-        found = {name: store.stats[name] for name in names}
+        kept = store.kept_stats
+        missing = [name for name in names if name not in kept]
+        kept |= store.compute_stats(missing) if missing else {}
+        found = {name: kept[name] for name in names}
         if draw is not None:
             draw(found, png)
         if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.cache import BoundedCache
-from shardstore.errors import CorruptionError, FormatError
+from shardstore.errors import CorruptionError, DestinationError, FormatError, LockedError
 from shardstore.manifest import ArrayEntry, ColumnEntry, Manifest
 from shardstore.mapping import CannotMapError
 from shardstore.opened import ColumnDirectory, OpenedStore
@@ -23,6 +24,7 @@ from shardstore.ragged_rows import RaggedFiles, slice_ragged, take_ragged
 from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, ChunkReader, Reader, open_reader
 from shardstore.schema import DEFAULT_SHARD_BYTES, Chunking, Field
 from shardstore.selection import Rows, Selection
+from shardstore.statistics.summary import DEFAULT_BINS, ColumnStatistics
 from shardstore.stream import Streamable
 from shardstore.table import Table
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from shardstore.verify import VerifyReport
 
 T = TypeVar("T")
+_log = logging.getLogger("shardstore")
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -263,6 +266,8 @@ class Store(Table):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._files = StoreFiles(Path(path))
+        # Statistics that could not be kept in the store.
+        self._stats: dict[str, ColumnStatistics] = {}
 
     @property
     def path(self) -> Path:
@@ -311,6 +316,42 @@ class Store(Table):
             progress: whether to draw a progress bar; None draws one on a terminal.
         """
         return self._files.verify(progress)
+
+    @property
+    def stats(self) -> dict[str, ColumnStatistics]:
+        """Statistics of all columns, by name: those that the store keeps, and what is missing computed now and kept.
+
+        They are computed from all rows, a block at a time. Where the store cannot be written to, they are computed once
+        for this object.
+        """
+        kept = self.kept_stats
+        missing = [name for name in self.columns if name not in kept]
+        if missing:
+            kept |= self.compute_stats(missing)
+        return {name: kept[name] for name in self.columns}
+
+    @property
+    def kept_stats(self) -> dict[str, ColumnStatistics]:
+        """Statistics of those columns of which there are any without reading the columns."""
+        from shardstore.statistics.kept import kept_statistics
+
+        return {**self._stats, **kept_statistics(self.manifest)}
+
+    def compute_stats(
+        self, columns: str | Sequence[str] | None = None, bins: int = DEFAULT_BINS
+    ) -> dict[str, ColumnStatistics]:
+        """Compute statistics of columns anew and keep them in the store; see `Table.compute_stats`."""
+        from shardstore.statistics.kept import keep_statistics
+
+        manifest = self.manifest
+        found = super().compute_stats(columns, bins)
+        try:
+            with self._changing() as change:
+                keep_statistics(change, found, manifest)
+        except (DestinationError, LockedError) as error:
+            _log.info("statistics are not kept: %s", error)
+            self._stats |= found
+        return found
 
     def add_column(
         self,

@@ -90,7 +90,7 @@ class Table(Streamable):
     def compute_stats(
         self, columns: str | Sequence[str] | None = None, bins: int = DEFAULT_BINS
     ) -> dict[str, ColumnStatistics]:
-        """Compute statistics of columns, reading each twice, a block at a time: what `shardstore.Normalize` takes.
+        """Compute statistics of columns from all rows, a block at a time: what `shardstore.Normalize` takes.
 
         Args:
             columns: the columns; all by default.
