@@ -23,24 +23,33 @@ FRAMEWORKS = [
 ]
 
 
+EXAMPLES = [f"docs/examples/{file.name}" for file in sorted((ROOT / "docs/examples").glob("*.md"))]
+
+
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/guide.md", "docs/order.md", pytest.param("docs/frameworks.md", marks=FRAMEWORKS)]
+    "page",
+    ["README.md", "docs/guide.md", "docs/order.md", *EXAMPLES, pytest.param("docs/frameworks.md", marks=FRAMEWORKS)],
 )
 def test_the_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page == "docs/frameworks.md":
         for library in ("torchdata", "lightning", "accelerate", "grain"):
             pytest.importorskip(library, reason=f"{library} is not installed")
+    if page == "docs/examples/tokens.md":
+        pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     text = (ROOT / page).read_text()
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) >= 3
     monkeypatch.chdir(tmp_path)
+    Path("docs").symlink_to(ROOT / "docs")  # as in a checkout
     names: dict[str, object] = {"__name__": "page"}
     for block in blocks:
         line = text[: block.start()].count("\n") + 1
         exec(compile("\n" * line + block[1], page, "exec"), names)
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md"))]
+)
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text()):
         if "://" not in target:
