@@ -7,6 +7,7 @@ torch or zarr, and what writes is imported when it is first used: a training run
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from shardstore.column import Column
 from shardstore.column_types import Categorical
 from shardstore.errors import (
     CorruptionError,
@@ -23,7 +24,7 @@ from shardstore.ragged import Blobs, Ragged, Strings
 from shardstore.store import Store
 from shardstore.store import open_store as open
 from shardstore.stream import BatchStream
-from shardstore.table import Column, View
+from shardstore.table import View
 from shardstore.version import __version__
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import Any
 from shardstore.addition import BLOCK_NBYTES, Addition, AddOptions, check_count, fits
 from shardstore.changing import Change
 from shardstore.column_types import ColumnType, parse_type
+from shardstore.entries import ColumnEntry
 from shardstore.errors import SchemaError
 from shardstore.fingerprints import function_fingerprint
 from shardstore.lineage import MadeBy
-from shardstore.manifest import ColumnEntry, Manifest
+from shardstore.manifest import Manifest
 from shardstore.ragged import Ragged
 from shardstore.schema import check_different, check_name
 from shardstore.stream import column_names, known_columns

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shardstore import files
+from shardstore.entries import ColumnEntry
 from shardstore.errors import DestinationError
-from shardstore.manifest import METADATA_FILE, ColumnEntry, Manifest, encode_document, load_manifest
+from shardstore.manifest import METADATA_FILE, Manifest, encode_document, load_manifest
 from shardstore.version import __version__
 from shardstore.writelock import store_lock
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.manifest import ArrayEntry, ColumnEntry
+from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.ragged import Ragged
 from shardstore.schema import ArrayLayout, ColumnLayout
 from shardstore.shardfile import ShardRecord, ShardWriter

@@ -13,8 +13,8 @@ from pathlib import Path
 from shardstore.blocks import BLOCK_BYTES
 from shardstore.columns import ArrayWriter, array_entry
 from shardstore.converting import ColumnTask
+from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import SourceError
-from shardstore.manifest import ArrayEntry, ColumnEntry
 from shardstore.progress import Advance
 from shardstore.schema import ArrayLayout, ColumnLayout
 from shardstore.shardfile import ShardRecord

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardstore.manifest import FORMAT_VERSION, ColumnEntry
+from shardstore.entries import ColumnEntry
+from shardstore.manifest import FORMAT_VERSION
 from shardstore.schema import Field
 from shardstore.store import Store
 

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from shardstore import files
 from shardstore.building import check_destination, explained_errors
+from shardstore.column import Column
 from shardstore.export_index import INDEX_FILE, categories_file, exported_files, index_document
 from shardstore.progress import Advance, byte_progress
 from shardstore.ragged import Ragged, offsets_of
 from shardstore.schema import EXTENDED_DTYPES, Field
-from shardstore.table import Column, Table
+from shardstore.table import Table
 
 _BLOCK_NBYTES = 4 << 20
 

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from shardstore.manifest import ColumnEntry, Manifest, column_body
+from shardstore.column_bodies import column_body
+from shardstore.entries import ColumnEntry
+from shardstore.manifest import Manifest
 
 _KEY = "made_by"
 

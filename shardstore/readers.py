@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from shardstore.cache import BoundedCache
 from shardstore.decoding import for_each
+from shardstore.entries import ArrayEntry
 from shardstore.errors import CorruptionError
 from shardstore.locks import ForkSafeLock
-from shardstore.manifest import ArrayEntry
 from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
 from shardstore.ragged import join_runs
 from shardstore.schema import Field

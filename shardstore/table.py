@@ -1,4 +1,4 @@
-"""`Table`, `View` and `Column`: reading rows of columns by the indexing rules of `shardstore.selection`.
+"""`Table` and `View`: reading rows of columns by the indexing rules of `shardstore.selection`.
 
 A store is a table of all its rows and columns, a view one of some of them; whatever reads, works on both.
 """
@@ -10,23 +10,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from shardstore.column import SCAN_NBYTES, Column, as_rows
 from shardstore.joining import JoinedFiles, Side
 from shardstore.order import Order, Plan, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
-from shardstore.ragged import Ragged, Strings, Values
 from shardstore.sampling.draws import check_seed, draw
 from shardstore.sampling.parts import part_sizes, split_by_group, split_by_value, split_evenly
 from shardstore.schema import Field
-from shardstore.selection import Rows, Selection, normalize
+from shardstore.selection import Selection, normalize
 from shardstore.statistics.summary import DEFAULT_BINS, ColumnStatistics
 from shardstore.stream import Streamable, StreamSource, column_names, known_columns
-from shardstore.table_rows import ColumnFiles, TableRows, take_rows
+from shardstore.table_rows import ColumnFiles, TableRows
 from shardstore.token_windows import Cut, WindowFiles
 
-# How many bytes `where` reads at a time.
-_SCAN_NBYTES = 8 << 20
 # How many rows' lengths are read at a time for statistics.
 _LENGTHS_AT_ONCE = 1 << 20
 
@@ -101,7 +99,7 @@ class Table(Streamable):
             ValueError: if `bins` makes no sense.
         """
         names = self.columns if columns is None else self._known(column_names(columns))
-        return {name: self._statistics(Column(self, name), bins) for name in names}
+        return {name: self._statistics(self._column(name), bins) for name in names}
 
     @property
     def stats(self) -> Mapping[str, ColumnStatistics]:
@@ -141,7 +139,7 @@ class Table(Streamable):
             TypeError: if the predicate returns anything but one boolean per row.
         """
         part = self.select(*column_names(columns))
-        block_rows = max(1, _SCAN_NBYTES // max(1, part.row_nbytes))
+        block_rows = max(1, SCAN_NBYTES // max(1, part.row_nbytes))
         found = [np.empty(0, np.int64)]
         for start in range(0, len(part), block_rows):
             block = part[start : start + block_rows]
@@ -284,9 +282,9 @@ class Table(Streamable):
     def __getitem__(self, index: Any) -> Any:
         """Return a `Column` for a name; for rows, a dict of a value (an int) or an array per column."""
         if isinstance(index, str):
-            return Column(self, *self._known((index,)))
+            return self._column(*self._known((index,)))
         index = normalize(index, self.num_rows)
-        return {name: Column(self, name)[index] for name in self.columns}
+        return {name: self._column(name)[index] for name in self.columns}
 
     def take(
         self,
@@ -303,10 +301,10 @@ class Table(Streamable):
                 columns.
         """
         names = self.columns if columns is None else self._known(column_names(columns))
-        index = _as_rows(rows, self.num_rows)
+        index = as_rows(rows, self.num_rows)
         if out is not None and set(out) != set(names):
             raise ValueError(f"out must hold exactly the columns {', '.join(names)}; it holds {', '.join(out)}")
-        return {name: Column(self, name).take(index, None if out is None else out[name]) for name in names}
+        return {name: self._column(name).take(index, None if out is None else out[name]) for name in names}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return rows as `self[row]` gives each, gathered together: what PyTorch's `DataLoader` asks for a batch."""
@@ -337,7 +335,7 @@ class Table(Streamable):
         """Return a column that an argument names and that must have one value a row."""
         if not isinstance(name, str):
             raise TypeError(f"{argument} is a {type(name).__name__}; expected the name of a column")
-        column = Column(self, *self._known((name,)))
+        column = self._column(*self._known((name,)))
         if column.field.kind == "utf8":
             return np.unique(column[:].to_numpy(), return_inverse=True)[1]
         if column.ndim != 1:
@@ -345,6 +343,9 @@ class Table(Streamable):
                 f"{argument}: column {name!r} has rows of shape {column.shape[1:]}; expected one value a row"
             )
         return np.asarray(column)
+
+    def _column(self, name: str) -> Column:
+        return Column(self.files, self.selection, name)
 
     def _known(self, names: Sequence[str]) -> tuple[str, ...]:
         return known_columns(names, self.columns)
@@ -376,160 +377,3 @@ class View(Table):
     def selection(self) -> Selection:
         """Which of the store's rows these are."""
         return self._selection
-
-
-class Column:
-    """One column of a table. Indexes like a NumPy array along its rows.
-
-    A slice of a raw column is a read-only view into the mapped files, without a copy; integers and masks gather
-    into fresh writable arrays. `np.asarray(column)` gives all of it. Several rows of a ragged column are a `Ragged`, of
-    strings a `Strings`, of bytes a `Blobs`; one row is an array, a `str` or `bytes`.
-    """
-
-    def __init__(self, table: Table, name: str) -> None:
-        self._name = name
-        self._files = table.files
-        self._selection = table.selection
-        self._field = table.files.field(name)
-
-    @property
-    def name(self) -> str:
-        """The column's name."""
-        return self._name
-
-    @property
-    def field(self) -> Field:
-        """What a row holds."""
-        return self._field
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of its items."""
-        return self._field.dtype
-
-    @property
-    def shape(self) -> tuple[int | None, ...]:
-        """`(rows, *row_shape)`; of a ragged column `(rows, None, *item_shape)`."""
-        return (len(self), *((None,) if self._field.is_ragged else ()), *self._field.row_shape)
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Decoded bytes of all rows; of a ragged column, by their mean in the store."""
-        return len(self) * self._files.chunking(self._name).row_nbytes
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """int64 `(rows,)`: the number of items of each row of a ragged column; of strings, of their bytes.
-
-        Raises:
-            TypeError: if all rows are of one shape.
-        """
-        if not self._field.is_ragged:
-            raise TypeError(f"column {self._name!r} is not ragged: each of its rows has shape {self._field.row_shape}")
-        rows = self._selection.resolve(np.arange(len(self), dtype=np.int64))
-        ranges = self._files.read_ranges(self._name, rows)
-        return ranges[:, 1] - ranges[:, 0]
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The names that the numbers of a categorical column stand for; empty for others."""
-        return self._field.categories
-
-    def decode(self, codes: ArrayLike) -> NDArray[Any]:
-        """Return the names of categories by their numbers, as an array of NumPy's `StringDType` in the same shape.
-
-        Raises:
-            TypeError: if the column is not categorical.
-            IndexError: if a number is that of no category.
-        """
-        if self._field.kind != "categorical":
-            raise TypeError(f"column {self._name!r} holds {self._field}, which has no categories")
-        names: NDArray[Any] = np.array(self.categories, np.dtypes.StringDType())
-        return np.asarray(names[np.asarray(codes)])
-
-    def __len__(self) -> int:
-        return self._selection.count
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return one row (an int), a slice of rows, or the rows of an integer array or a boolean mask."""
-        index = normalize(index, self._selection.count)
-        if isinstance(index, int):
-            row = self._selection.row(index)
-            return self._files.read_slice(self._name, row, row + 1)[0]
-        if isinstance(index, slice):
-            return self._slice(self._selection.pick(index))
-        return self._read(self._selection.resolve(index))
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield row by row, reading a block at a time."""
-        for block in self.blocks():
-            yield from block
-
-    def blocks(self, nbytes: int = _SCAN_NBYTES) -> Iterator[Values]:
-        """Yield all rows in order, about `nbytes` bytes of them at a time (at least one row)."""
-        block_rows = max(1, nbytes // max(1, self._files.chunking(self._name).row_nbytes))
-        for start in range(0, len(self), block_rows):
-            yield self[start : start + block_rows]
-
-    def take(self, rows: Any, out: NDArray[Any] | None = None) -> Values:
-        """Gather rows by number, in order, into a fresh array (or `Ragged`) or into `out`."""
-        index = _as_rows(rows, self._selection.count)
-        if out is None:
-            return self._read(self._selection.resolve(index))
-        self._check_out(out, len(index))
-        self._files.read(self._name, self._selection.resolve(index), out)
-        return out
-
-    def _read(self, rows: Rows) -> Values:
-        """Gather int64 rows of the *store*, which are in range."""
-        return take_rows(self._files, self._name, rows)
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        values: Values = self[:]
-        if isinstance(values, Strings):
-            return values.to_numpy()
-        if isinstance(values, Ragged):
-            raise TypeError(
-                f"the rows of column {self._name!r} differ in length, so they make no array: take column[:], a Ragged "
-                "with values and offsets, or column[:].to_padded()"
-            )
-        array = values
-        if dtype is not None and np.dtype(dtype) != array.dtype:
-            if copy is False:
-                raise ValueError(f"an array of {dtype} needs a copy of this column of {array.dtype}")
-            return array.astype(dtype)
-        return array.copy() if copy else array
-
-    def __repr__(self) -> str:
-        return f"Column({self._name!r}, shape={self.shape}, dtype={self.dtype})"
-
-    def _check_out(self, out: NDArray[Any], count: int) -> None:
-        if self._field.is_ragged:
-            raise ValueError(f"out is for columns of one row shape, and column {self._name!r} holds {self._field}")
-        shape = (count, *self._field.row_shape)
-        if out.shape != shape or out.dtype != self.dtype or not (out.flags.c_contiguous and out.flags.writeable):
-            raise ValueError(
-                f"out for column {self._name!r} must be a writable C-contiguous {self.dtype} array of shape {shape}, "
-                f"found {out.dtype} of shape {out.shape}"
-            )
-
-    def _slice(self, picked: Selection) -> Values:
-        if not picked.is_progression or not picked.count:
-            return self._read(picked.resolve(np.arange(picked.count, dtype=np.int64)))
-        first, last, step = picked.start, picked.row(picked.count - 1), picked.step
-        if step == 1 or (not self._field.is_ragged and self._files.slices_are_views(self._name)):
-            rows: Values = self._files.read_slice(self._name, min(first, last), max(first, last) + 1)[::step]
-            return rows
-        return self._read(np.arange(first, last + step, step, dtype=np.int64))
-
-
-def _as_rows(rows: Any, count: int) -> Rows:
-    index = normalize(rows, count)
-    if isinstance(index, np.ndarray):
-        return index
-    raise TypeError(f"take gathers an array of row numbers, found {type(rows).__name__}")

@@ -19,8 +19,9 @@ from stores import LOGICAL_DTYPES, STORED_DTYPES, edit_group, edit_manifest, man
 
 import shardstore
 from shardstore.codecs import BLOSC_CNAMES, Codec
+from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import CorruptionError, FormatError, SchemaError, ShardStoreError
-from shardstore.manifest import ArrayEntry, ColumnEntry, Manifest, encode_document, load_manifest
+from shardstore.manifest import Manifest, encode_document, load_manifest
 from shardstore.schema import ArrayLayout, Field, check_name
 from shardstore.shardfile import ShardRecord, footer_nbytes
 

@@ -1,0 +1,168 @@
+"""A column's entry as JSON values in the manifest, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from shardstore.codecs import Codec
+from shardstore.entries import ArrayEntry, ColumnEntry
+from shardstore.errors import FormatError, SchemaError
+from shardstore.schema import EXTENDED_DTYPES, STORED_DTYPES, ArrayLayout, Field, Kind, dtype_named
+from shardstore.shardfile import footer_nbytes
+
+# Kinds of columns that are a logical type of the kind that carries them.
+LOGICAL_KINDS = ("utf8", "binary", "categorical")
+
+
+def column_body(entry: ColumnEntry) -> dict[str, Any]:
+    """Return what the manifest says of a column, as plain JSON values without floats."""
+    layout, spec = entry.data.layout, entry.field
+    body = {
+        "name": spec.name,
+        "kind": "ragged" if spec.is_ragged else "fixed",
+        "dtype": spec.stored_dtype.name,
+        "logical": _logical(spec),
+        "row_shape": list(spec.stored_row_shape),
+        "codec": str(layout.codec),
+        **_array_body(entry.data),
+    }
+    if spec.kind == "categorical":
+        body["categories"] = list(spec.categories)
+    if entry.ranges is not None:
+        body["items"], body["shard_items"] = entry.data.rows, layout.shard_rows
+        body["ranges"] = _array_body(entry.ranges)
+    if entry.extra:
+        body["extra"] = dict(entry.extra)
+    return body
+
+
+def _array_body(entry: ArrayEntry) -> dict[str, Any]:
+    return {
+        "chunk_rows": entry.layout.chunk_rows,
+        "shard_nbytes": entry.nbytes.tolist(),
+        "footer_crc32c": entry.footer_crc32c.tolist(),
+    }
+
+
+def _logical(spec: Field) -> str | None:
+    """Return what a column's stored numbers stand for, in the manifest's words."""
+    if spec.kind in LOGICAL_KINDS:
+        return spec.kind
+    if spec.dtype.kind == "S":
+        return "bytes"
+    return str(spec.dtype) if spec.dtype.kind in "mM" or spec.dtype.name in EXTENDED_DTYPES else None
+
+
+def read_column(body: Mapping[str, Any], rows: int, shard_rows: int) -> ColumnEntry:
+    """Read what the manifest says of a column of so many rows.
+
+    Raises:
+        FormatError: if it is one that this release cannot read.
+        TypeError, KeyError, ValueError, OverflowError, SchemaError: if it is incomplete or wrong.
+    """
+    for key, known in _KNOWN.items():
+        if not known(body[key]):
+            raise FormatError(f"column {body['name']!r} has the {key} {body[key]!r}, which this release cannot read")
+    spec = _read_field(body)
+    codec = Codec.parse(body["codec"])
+    extra = MappingProxyType(dict(body.get("extra", {})))
+    if not spec.is_ragged:
+        return ColumnEntry(spec, _read_array(body, spec.plain, codec, shard_rows, rows), None, extra)
+    data = _read_array(body, spec.values, codec, power_of_two(body, "shard_items"), integer(body, "items", 0))
+    ranges = _read_array(body["ranges"], spec.ranges, Codec.parse("raw"), shard_rows, rows)
+    if data.rows and not rows:
+        raise ValueError(f"{data.rows:,} items of no rows")
+    return ColumnEntry(spec, data, ranges, extra)
+
+
+def _read_field(body: Mapping[str, Any]) -> Field:
+    logical, row_shape = body["logical"], tuple(body["row_shape"])
+    if min(row_shape, default=0) < 0:
+        raise ValueError(f"row_shape is {row_shape}")
+    dtype: np.dtype[Any] = np.dtype(body["dtype"])
+    kind: Kind = body["kind"]
+    if logical == "bytes":
+        dtype, row_shape = np.dtype(("S", row_shape[-1])), row_shape[:-1]
+    elif logical in LOGICAL_KINDS:
+        kind = logical
+    elif logical is not None:
+        dtype = dtype_named(logical)
+    categories = body["categories"] if logical == "categorical" else ()
+    if not all(isinstance(category, str) for category in categories) or len(set(categories)) != len(categories):
+        raise ValueError("categories must be different strings")
+    spec = Field.of(body["name"], dtype, row_shape, kind, categories)
+    is_right = spec.dtype == np.uint8 and not row_shape if kind in ("utf8", "binary") else True
+    if kind == "categorical":
+        is_right = spec.dtype.kind in "iu"
+    if spec.stored_dtype.name != body["dtype"] or not is_right or spec.is_ragged != (body["kind"] == "ragged"):
+        raise ValueError(f"{logical} is not stored as {body['kind']} {body['dtype']}")
+    return spec
+
+
+def _read_array(body: Mapping[str, Any], spec: Field, codec: Codec, shard_rows: int, rows: int) -> ArrayEntry:
+    layout = ArrayLayout(spec, codec, shard_rows, integer(body, "chunk_rows", 1))
+    if shard_rows % layout.chunk_rows:
+        raise ValueError(f"chunks of {layout.chunk_rows} rows do not divide shards of {shard_rows}")
+    nbytes, checksums = np.array(body["shard_nbytes"], np.int64), np.array(body["footer_crc32c"], np.int64)
+    entry = ArrayEntry(layout, rows, nbytes, checksums)
+    _check_sizes(entry)
+    return entry
+
+
+def _check_sizes(entry: ArrayEntry) -> None:
+    """Raise `ValueError` unless the sizes of the shard files fit the rows: raw files are mapped by them."""
+    layout, rows = entry.layout, entry.rows
+    shards = layout.num_shards(rows)
+    if not entry.nbytes.shape == entry.footer_crc32c.shape == (shards,):
+        raise ValueError(f"{rows:,} rows need {shards} shards, but the manifest lists {len(entry.nbytes)}")
+    if not shards:
+        return
+    data_nbytes = entry.nbytes - footer_nbytes(layout.slots)
+    if layout.codec.is_raw:
+        chunks = np.full(shards, layout.slots, np.int64)
+        chunks[-1] = layout.chunks_for(layout.rows_in_shard(shards - 1, rows))
+        if (data_nbytes != chunks * layout.chunk_nbytes).any():
+            raise ValueError(f"the sizes of the shard files of {layout.field.name!r} do not fit its rows")
+    elif (data_nbytes <= 0).any():
+        raise ValueError(f"a shard file of {layout.field.name!r} is smaller than its footer")
+
+
+def integer(body: Mapping[str, Any], key: str, least: int) -> int:
+    """Return an integer of a JSON object; raise `ValueError` if it is none or below `least`."""
+    value = body[key]
+    if type(value) is not int or value < least:
+        raise ValueError(f"{key} is {value!r}, expected an integer of at least {least}")
+    return value
+
+
+def power_of_two(body: Mapping[str, Any], key: str) -> int:
+    """Return a power of two of a JSON object; raise `ValueError` if it is none."""
+    value = integer(body, key, 1)
+    if value & (value - 1):
+        raise ValueError(f"{key} is {value}, expected a power of two")
+    return value
+
+
+def _is_codec(text: str) -> bool:
+    try:
+        Codec.parse(text)
+    except SchemaError:
+        return False
+    return True
+
+
+_TIME = re.compile(r"(datetime64|timedelta64)\[([1-9][0-9]*)?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]")
+# What a later release may add to: to meet more is no damage.
+_KNOWN: Mapping[str, Callable[[Any], bool]] = {
+    "kind": lambda kind: kind in ("fixed", "ragged"),
+    "dtype": lambda dtype: dtype in STORED_DTYPES,
+    "logical": lambda logical: (
+        logical in (None, "bytes", *LOGICAL_KINDS, *EXTENDED_DTYPES) or _TIME.fullmatch(logical) is not None
+    ),
+    "codec": _is_codec,
+}
