@@ -264,3 +264,27 @@ def test_images_as_arrays(tmp_path: Path) -> None:
         (example,) = store.manifest.provenance["skipped"]["examples"]
         assert example["row"] == 11
         assert example["where"] == str(tmp_path / "in" / "11.pgm")
+
+
+def test_images_become_arrays(tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    images = np.random.default_rng(0).integers(0, 256, (50, 9, 7, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(images):
+        image_module.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "50.png").write_bytes(b"no image")
+
+    def decode(block: dict[str, list[Any]]) -> dict[str, Any]:
+        return {
+            "image": np.stack([np.asarray(image_module.open(io.BytesIO(data))) for data in block["bytes"]]),
+            "name": [Path(path).name for path in block["path"]],
+        }
+
+    files = shardstore.read_files(tmp_path / "images")
+    with pytest.raises(shardstore.SourceError, match=r"50\.png.*cannot identify image"):
+        shardstore.ingest(files, tmp_path / "store", transform=decode, block_rows=8)
+    store = shardstore.ingest(files, tmp_path / "store", transform=decode, block_rows=8, on_error="skip")
+    assert store["image"].dtype == np.uint8
+    assert np.array_equal(store["image"][:], images)
+    assert store["name"][:].to_list() == [f"{i}.png" for i in range(50)]
+    assert store.manifest.provenance["skipped"]["rows"] == 1
