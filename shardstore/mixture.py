@@ -268,8 +268,10 @@ def _common_columns(tables: Sequence[Table]) -> tuple[str, ...]:
         for name in common:
             field, other = first.files.field(name), table.files.field(name)
             if field != other:
+                # What is called the same has other names for its numbers.
+                differs = "" if str(field) != str(other) else " with other categories"
                 raise SchemaError(
-                    f"column {name!r} is {field} in {_name(first)}, but {other} in {_name(table)}: "
+                    f"column {name!r} is {field} in {_name(first)}, but {other}{differs} in {_name(table)}: "
                     "leave it out with select, or write one of the stores again"
                 )
     return common

@@ -632,3 +632,25 @@ def test_a_column_named_source(tmp_path: Path) -> None:
     assert batch["source"].tolist() == [0] * 9
     plain = next(iter(shardstore.open(store).batches(9, with_rows=True)))
     assert plain["source"].tolist() == plain["rows"].tolist() == list(range(9))
+
+
+def test_ragged_columns_and_categories_mix(tmp_path: Path) -> None:
+    stores = {}
+    for number, name in enumerate(("a", "b")):
+        codec = {"r": ("raw", "zstd")[number]}
+        with shardstore.Writer(tmp_path / name, types={"c": "categorical", "r": "ragged"}, codec=codec) as writer:
+            rows = [np.arange(i % 7) + 1000 * number for i in range(100)]
+            writer.append({"r": rows, "t": [f"{name}{i}" for i in range(100)], "c": ["x", "y"] * 50})
+        stores[name] = shardstore.open(tmp_path / name)
+    for shuffle in (False, "full", "window"):
+        seen = []
+        for batch in shardstore.mix({stores["a"]: 1, stores["b"]: 1}).batches(7, shuffle=shuffle, with_rows=True):
+            for row, text, source, number in zip(batch["r"], batch["t"], batch["source"], batch["rows"], strict=True):
+                assert row.tolist() == [i + 1000 * source for i in range(number % 7)]
+                assert text == f"{'ab'[source]}{number}"
+            seen += batch["t"].to_list()
+        assert len(set(seen)) == len(seen) > 100  # it ends with the source that is first through
+    with shardstore.Writer(tmp_path / "c", types={"c": "categorical"}) as writer:
+        writer.append({"c": ["y", "x"]})
+    with pytest.raises(shardstore.SchemaError, match="categorical of 2 with other categories"):
+        shardstore.mix({stores["a"]: 1, tmp_path / "c": 1})
