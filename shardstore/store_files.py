@@ -74,7 +74,12 @@ class StoreFiles:
 
     def field(self, name: str) -> Field:
         """Return what a row of a column holds."""
-        return self._entry(name).field
+        field = self._fields.get(name)
+        return self._entry(name).field if field is None else field
+
+    @cached_property
+    def _fields(self) -> dict[str, Field]:
+        return {name: entry.field for name, entry in self.manifest.columns.items()}
 
     def chunking(self, name: str) -> Chunking:
         """Return what it takes to read rows of a column."""
@@ -82,6 +87,13 @@ class StoreFiles:
 
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
         """Gather rows of a fixed column, which must be in range, into the C-contiguous `out`."""
+        try:
+            self._readers[name].take(
+                rows, out
+            )  # a fixed column's name is its array's path: the way of nearly all calls
+            return
+        except (KeyError, CannotMapError):
+            pass
         self._attempt(self._data(name), lambda reader: reader.take(rows, out))
 
     def read_runs(self, name: str, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
@@ -90,6 +102,10 @@ class StoreFiles:
 
     def read_slice(self, name: str, start: int, stop: int) -> Values:
         """Return consecutive rows of a column, as a read-only view where that needs no copy."""
+        try:
+            return self._readers[name].slice(start, stop)
+        except (KeyError, CannotMapError):
+            pass
         if self.field(name).is_ragged:
             return slice_ragged(self, name, start, stop)
         return self._attempt(self._data(name), lambda reader: reader.slice(start, stop))
