@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shardstore.addition import BLOCK_NBYTES, Addition, AddOptions, check_count, fits
-from shardstore.changing import Change
+from shardstore.changing import REPLACING, Change
 from shardstore.column_types import ColumnType, parse_type
 from shardstore.entries import ColumnEntry
 from shardstore.errors import SchemaError
@@ -33,6 +33,12 @@ def add_column(change: Change, table: Table, name: str, values: Any, options: Ad
     options.check(callable(values))
     declared = None if options.type is None else parse_type(name, options.type)
     made_by = _made_by(change.manifest, name, values, options)
+    interim = f"{REPLACING}{name}"
+    left = change.manifest.columns.get(interim)
+    if left is not None and REPLACING not in left.extra:
+        raise SchemaError(f"column {interim!r} has the name of what replaces {name!r} while it is made: rename it")
+    if left is not None and name not in change.manifest.columns:
+        change.rename(interim, name)  # a replacement that was interrupted at its last step
     existing = change.manifest.columns.get(name)
     if existing is not None and _is_done(existing, made_by, declared):
         return
@@ -41,16 +47,26 @@ def add_column(change: Change, table: Table, name: str, values: Any, options: Ad
         raise SchemaError(_why_not(change.manifest, name, existing, made_by))
     if not callable(values):
         values = _checked_rows(name, values, change.manifest.rows)
-    if existing is not None:
-        change.drop(name)
-    Addition(change, table, name, options, declared, made_by, callable(values)).run(values)
+    if existing is None:
+        Addition(change, table, name, options, declared, made_by, callable(values)).run(values)
+        return
+    # The old one stays until the new one is complete.
+    left = change.manifest.columns.get(interim)
+    if left is not None and not _is_done(left, made_by, declared):
+        change.drop(interim)
+        left = None
+    if left is None:
+        extra = {REPLACING: name}
+        Addition(change, table, interim, options, declared, made_by, callable(values), extra).run(values)
+    change.drop(name)
+    change.rename(interim, name)
 
 
 def _made_by(manifest: Manifest, name: str, values: Any, options: AddOptions) -> MadeBy | None:
     if not callable(values):
         return None if options.fingerprint is None else MadeBy.of(manifest, options.fingerprint, ())
     existing = manifest.columns.get(name)
-    known = [other for other in manifest.columns if other != name]
+    known = [other for other in manifest.columns if other not in (name, f"{REPLACING}{name}")]
     before = None if existing is None else MadeBy.read_entry(existing)
     if options.columns is not None:
         sources = known_columns(column_names(options.columns), known)

@@ -90,6 +90,7 @@ class Addition:
         declared: ColumnType | None,
         made_by: MadeBy | None,
         resumable: bool,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         self._change = change
         self._table = table
@@ -97,6 +98,7 @@ class Addition:
         self._options = options
         self._declared = declared
         self._made_by = made_by
+        self._extra = dict(extra or {})
         self._resumable = resumable and made_by is not None
         self._total = change.manifest.rows
         self._encoder = ColumnEncoder(name, declared)
@@ -288,7 +290,7 @@ class Addition:
         entry = replace(
             self._writer.finish(),
             field=self._field,
-            extra={} if self._made_by is None else self._made_by.to_extra(),
+            extra=self._extra if self._made_by is None else {**self._extra, **self._made_by.to_extra()},
         )
         folder = self._change.folder(self._name)
         folder.mkdir(exist_ok=True)  # which rows without bytes have not made

@@ -28,6 +28,8 @@ from shardstore.zarr_documents import column_documents
 # Where a column that is being added says what is finished; see `shardstore.journal`.
 JOURNAL_FILE = "journal.json"
 _PARTIAL = f".{METADATA_FILE}.partial-"
+# A column that is to replace another one has this before its name while it is made, and as a key of its `extra`.
+REPLACING = "_replacing_"
 # What a column's folder has; anything else was put there by somebody else.
 _FOLDER_NAMES = frozenset((METADATA_FILE, JOURNAL_FILE, "c", "values", "ranges"))
 
@@ -174,6 +176,7 @@ def _is_left_over(folder: Path) -> bool:
 
 def _renamed(entry: ColumnEntry, name: str) -> ColumnEntry:
     spec = replace(entry.field, name=name)
+    entry = replace(entry, extra={key: value for key, value in entry.extra.items() if key != REPLACING})
     if entry.ranges is None:
         return replace(entry, field=spec, data=_with_field_name(entry.data, name))
     return replace(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from shardstore.errors import SchemaError
+from shardstore.ragged import InvalidRowError
 from shardstore.schema import RAGGED_KINDS, Kind, dtype_named
 
 TypeLike = DTypeLike | str
@@ -50,13 +51,28 @@ class Categorical(ColumnType):
 
     def __init__(self, categories: Iterable[str]) -> None:
         names = tuple(categories)
-        for name in names:
+        if isinstance(categories, str):
+            raise SchemaError(f"categories are {categories!r}, one string; expected a list of them")
+        for number, name in enumerate(names):
             if not isinstance(name, str):
                 raise SchemaError(f"a category is {name!r}, a {type(name).__name__}; expected strings")
+            try:
+                check_category(name, number)
+            except InvalidRowError as error:
+                raise SchemaError(f"category {number} is {name!r}: {error.what}") from None
         if len(set(names)) != len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise SchemaError(f"the category {twice!r} is named twice")
         super().__init__("categorical", codes_dtype(len(names)), None, names)
+
+
+def check_category(name: str, row: int) -> None:
+    """Raise `InvalidRowError` unless a category can be written as UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        reason = f"{error.reason} at character {error.start}"
+        raise InvalidRowError(row, f"not to be written as UTF-8: {reason}") from None
 
 
 def codes_dtype(categories: int) -> np.dtype[Any]:

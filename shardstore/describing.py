@@ -97,7 +97,8 @@ def _quoted(value: str | bytes, ending: str) -> str:
 def _names(field: Field, codes: Any) -> str:
     if isinstance(codes, list):
         return "[" + ", ".join(_names(field, code) for code in codes) + "]"
-    return field.categories[codes] if codes < len(field.categories) else str(codes)
+    # Without quotes, but what a terminal would obey is escaped as in other strings.
+    return repr(field.categories[codes])[1:-1] if codes < len(field.categories) else str(codes)
 
 
 def _brief(text: str, ending: str = "") -> str:

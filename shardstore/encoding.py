@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.casting import Cast
-from shardstore.column_types import ColumnType
+from shardstore.casting import Cast, exact_array, rounded
+from shardstore.column_types import ColumnType, check_category
 from shardstore.errors import SchemaError
 from shardstore.ragged import Blobs, InvalidRowError, Ragged, Strings, Values
 from shardstore.schema import EXTENDED_DTYPES, Field
@@ -89,7 +89,7 @@ class ColumnEncoder:
         return _kind_of_list(values) if isinstance(values, list | tuple) else "fixed"
 
     def _encode_fixed(self, values: Any, first_row: int) -> NDArray[Any]:
-        array = np.asarray(values)
+        array = exact_array(values)
         if array.ndim == 0:
             raise SchemaError(f"column {self._name!r} is a single value; expected an array of rows")
         if self._declared is None or self._declared.dtype is None or array.dtype == self._declared.dtype:
@@ -107,7 +107,7 @@ class ColumnEncoder:
         if extended is not None:
             if array.dtype == extended or array.dtype == f"V{dtype.itemsize}":
                 return np.ascontiguousarray(array).view(dtype)  # the bits, as an export writes them
-            return array.astype(dtype)  # nobody declares 8 or 16 bits to keep all of a float
+            return rounded(array, dtype)
         if not array.size and array.dtype == np.float64:
             return array.astype(dtype)  # what NumPy takes an empty list for
         result, changed = _exact_cast(array, dtype)
@@ -144,6 +144,8 @@ class ColumnEncoder:
         dtype = self._declared.dtype
         is_open = self._declared.categories is None
         names = values.to_list() if isinstance(values, Strings) else values
+        if isinstance(names, list | tuple):
+            _check_names(names, is_open)
         array = np.asarray(names)
         if array.dtype.kind in "iu" and not is_open:
             bad = (array < 0) | (array >= len(self._codes))
@@ -177,6 +179,19 @@ class ColumnEncoder:
             )
         numbers = np.array([self._codes[category] for category in found], dtype)
         return numbers[inverse] if len(found) else np.empty(array.shape, dtype)
+
+
+def _check_names(names: Sequence[Any], is_open: bool) -> None:
+    """Raise `InvalidRowError` for what NumPy would make a string of: a missing label is no category."""
+    kinds = {type(name) for name in names}
+    numbers = not is_open and all(issubclass(kind, int | np.integer) and kind is not bool for kind in kinds)
+    if numbers or kinds & {list, tuple, np.ndarray}:
+        return
+    for row, name in enumerate(names):
+        if not isinstance(name, str | bytes):
+            raise InvalidRowError(row, f"expected the name of a category, found {name!r}, a {type(name).__name__}")
+        if isinstance(name, str):
+            check_category(name, row)
 
 
 def contiguous(rows: Values, field: Field) -> Values:
@@ -213,13 +228,15 @@ def _with_dtype(rows: list[Any], dtype: np.dtype[Any] | None, casts_arrays: bool
     if dtype.name in EXTENDED_DTYPES:
         bits = (np.dtype(EXTENDED_DTYPES[dtype.name]), np.dtype(f"V{dtype.itemsize}"))
         are_bits = [isinstance(row, np.ndarray) and row.dtype in bits for row in rows]
-        return [row.view(dtype) if b else np.asarray(row).astype(dtype) for row, b in zip(rows, are_bits, strict=True)]
+        return [
+            row.view(dtype) if b else rounded(np.asarray(row), dtype) for row, b in zip(rows, are_bits, strict=True)
+        ]
     keeps = () if casts_arrays else np.ndarray
     return [row if isinstance(row, keeps) else _exact(i, row, dtype) for i, row in enumerate(rows)]
 
 
 def _exact(number: int, row: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    array = np.asarray(row)
+    array = exact_array(row)
     if not array.size or array.dtype == dtype:
         return array.astype(dtype)
     result, changed = _exact_cast(array, dtype)
@@ -266,7 +283,7 @@ def _as_strings(values: Any) -> Strings:
 
 
 def _check_characters(array: NDArray[Any]) -> None:
-    """Raise `RowError` if fixed-width strings hold what is no character: lone surrogates, or bits of something else."""
+    """Raise `InvalidRowError` if fixed-width strings hold lone surrogates, or bits that are no character."""
     codes = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(-1).view(np.uint32)
     bad = (codes > _LAST_CHARACTER) | ((codes & ~np.uint32(0x7FF)) == _FIRST_SURROGATE)
     if bad.any():
@@ -312,5 +329,8 @@ def _checked_utf8(strings: Strings) -> Strings:
 
 def _refuse_masks(name: str, values: Any) -> None:
     masked = sys.modules.get("numpy.ma")  # an import of 15 ms; without it there is no masked array
-    if masked is not None and isinstance(values, masked.MaskedArray):
+    if masked is None:
+        return
+    rows = values if isinstance(values, list | tuple) else ()
+    if isinstance(values, masked.MaskedArray) or any(isinstance(row, masked.MaskedArray) for row in rows):
         raise SchemaError(f"column {name!r} is a masked array, and a store keeps no masks: fill it first")

@@ -41,6 +41,8 @@ class _Digest:
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}
+        # Those of the functions that are looked into.
+        self._modules: set[str] = set()
 
     def value(self, value: Any, where: str) -> bytes:
         """Return the digest of a value; `where` is how messages call it."""
@@ -68,8 +70,15 @@ class _Digest:
             return _hash("partial", self.value((value.func, value.args, value.keywords), where))
         if isinstance(value, ModuleType):
             return _hash("module", value.__name__)
-        # What has a name by which it can be imported; bound methods have one, too, but their object may be anything.
+        wrapped = getattr(value, "__wrapped__", None)  # of functools.cache and of decorators that say so
+        if isinstance(wrapped, FunctionType):
+            return _hash("wrapped", type(value).__qualname__, self._function(wrapped))
         owner = getattr(value, "__self__", None)
+        if isinstance(owner, type) and isinstance(getattr(value, "__func__", None), FunctionType):
+            return _hash("classmethod", owner.__qualname__, self._function(value.__func__))
+        if isinstance(value, type) and value.__module__ in self._modules:
+            return self._class(value)
+        # What has a name by which it can be imported; bound methods have one, too, but their object may be anything.
         has_name = isinstance(value, type | np.ufunc | BuiltinFunctionType) or _is_importable(value)
         if has_name and (owner is None or isinstance(owner, ModuleType | type)):
             return _hash("name", str(getattr(value, "__module__", "")), _described(value), str(value.__name__))
@@ -80,7 +89,23 @@ class _Digest:
             'function is, with fingerprint="..." (a name and a version, say), and change that when the results change'
         )
 
+    def _class(self, value: type) -> bytes:
+        """Return the digest of a class of the function's own module: of its methods and constants."""
+        if id(value) in self._seen:
+            return _hash("seen", str(self._seen[id(value)]))
+        self._seen[id(value)] = len(self._seen)
+        parts = [_hash("name", base.__module__, base.__qualname__) for base in value.__bases__]
+        for key, member in sorted(vars(value).items()):
+            if isinstance(member, staticmethod | classmethod):
+                member = member.__func__
+            if isinstance(member, property):
+                member = tuple(part for part in (member.fget, member.fset, member.fdel) if part is not None)
+            if isinstance(member, FunctionType | tuple) or (isinstance(member, _PLAIN) and not key.startswith("__")):
+                parts += [_hash(key), self.value(member, f"{key!r} of {value.__qualname__}")]
+        return _hash("class", value.__qualname__, *parts)
+
     def _function(self, function: FunctionType) -> bytes:
+        self._modules.add(function.__module__)
         if id(function) in self._seen:
             return _hash("seen", str(self._seen[id(function)]))
         self._seen[id(function)] = len(self._seen)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardstore.casting import exact_array
 from shardstore.selection import Rows, normalize
 
 Side = Literal["right", "left"]
@@ -106,7 +107,7 @@ class Ragged:
         Raises:
             ValueError: if the rows differ, or one is a single value.
         """
-        arrays = [np.asarray(row) for row in rows]
+        arrays = [exact_array(row) for row in rows]
         for i, array in enumerate(arrays):
             if array.ndim == 0:
                 raise InvalidRowError(i, "a single value; a row of a ragged column is an array of items")
@@ -205,6 +206,7 @@ class Ragged:
             A fresh array `(rows, length, *item_shape)` and int64 `(rows,)`, each row's number of own items in it.
         """
         check_padding(length, side)
+        _check_fill(fill, self.dtype)
         lengths = self.lengths
         width = int(lengths.max(initial=0)) if length is None else int(length)
         kept = np.minimum(lengths, width)
@@ -293,6 +295,12 @@ def check_padding(length: int | None, side: str) -> None:
         raise ValueError(f"side is {side!r}; expected 'right' or 'left'")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 0):
         raise ValueError(f"length is {length!r}; expected at least 0, or None for that of the longest row")
+
+
+def _check_fill(fill: Any, dtype: np.dtype[Any]) -> None:
+    """Raise `ValueError` if integers cannot be filled up with a value."""
+    if dtype.kind in "iu" and isinstance(fill, float | np.floating) and not float(fill).is_integer():
+        raise ValueError(f"fill is {fill}, which is no {dtype}: convert the values first")
 
 
 def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -173,7 +173,8 @@ class Store(Table):
             type: what its rows are where the first ones do not tell; see `shardstore.column_types`.
             fingerprint: what tells the function from others, instead of its code (`shardstore.fingerprints`); needed
                 where it holds on to what has no plain value, such as a model. For rows, a text that is kept with them.
-            replace: whether to drop another column of this name first, in a commit of its own.
+            replace: whether to put it in the place of another column of this name once it is complete: it is added as
+                `_replacing_NAME`, the other one dropped, and it gets the name, in a commit each.
             shard_bytes: of ragged rows, target size of the shard files of their values.
             chunk_bytes: target size of a decoded chunk.
             progress: whether to draw a progress bar for a function; None draws one on a terminal.

@@ -18,7 +18,7 @@ from shardstore.order import Order, Plan, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
 from shardstore.sampling.draws import check_seed, draw
 from shardstore.sampling.parts import part_sizes, split_by_group, split_by_value, split_evenly
-from shardstore.schema import Field
+from shardstore.schema import EXTENDED_DTYPES, Field
 from shardstore.selection import Selection, normalize
 from shardstore.statistics.summary import DEFAULT_BINS, ColumnStatistics
 from shardstore.stream import Streamable, StreamSource, column_names, known_columns
@@ -336,13 +336,16 @@ class Table(Streamable):
         if not isinstance(name, str):
             raise TypeError(f"{argument} is a {type(name).__name__}; expected the name of a column")
         column = self._column(*self._known((name,)))
+        if argument == "weights" and column.field.kind in ("utf8", "binary", "categorical"):
+            raise TypeError(f"weights: column {name!r} holds {column.field}; expected one number a row")
         if column.field.kind == "utf8":
             return np.unique(column[:].to_numpy(), return_inverse=True)[1]
         if column.ndim != 1:
             raise ValueError(
                 f"{argument}: column {name!r} has rows of shape {column.shape[1:]}; expected one value a row"
             )
-        return np.asarray(column)
+        values = np.asarray(column)
+        return values.astype(np.float64) if values.dtype.name in EXTENDED_DTYPES else values
 
     def _column(self, name: str) -> Column:
         return Column(self.files, self.selection, name)

@@ -222,9 +222,10 @@ def test_a_column_is_computed_once(store: shardstore.Store) -> None:
     opened.add_column("z", plus, columns="y", fingerprint="plus 6")
     assert calls == [ROWS]
     assert opened["z"][:].tolist() == list(range(6, ROWS + 6))
-    assert opened.generation == 4
+    assert opened.generation == 5  # added, the old one dropped, renamed
     extra = json.loads((store.path / "zarr.json").read_bytes())["attributes"]["shardstore"]["columns"][2]["extra"]
-    assert extra["since"] == 4
+    assert extra["since"] == 5
+    assert set(extra) == {"since", "made_by"}
     assert extra["made_by"]["fingerprint"] == "plus 6"
     assert extra["made_by"]["columns"] == ["y"]
 
@@ -545,7 +546,10 @@ def content(s):
 shutil.copytree(template, store, copy_function=os.link)
 old = content(shardstore.open(store))
 new = content(CHANGES[change](shardstore.open(store)))
-between = [{k: v for k, v in old.items() if k != "y"}] if change == "replace" else []
+between = []
+if change == "replace":
+    both = old | {"_replacing_y": new["y"]}
+    between = [both, {k: v for k, v in both.items() if k != "y"}]
 names = {path.name for path in store.iterdir()}
 seen, recomputed = [], []
 for n in itertools.count():
@@ -885,3 +889,81 @@ def test_what_others_need_for_their_own_changes(store: shardstore.Store) -> None
     assert reader["y"][:].tolist() == opened["y"][:].tolist() == list(range(ROWS))
     opened.rename_column("y", "w")
     assert opened.manifest.columns["w"].extra == {"note": [1, "a"], "since": 3}
+
+
+def test_a_replacement_that_fails_leaves_the_old_column(store: shardstore.Store) -> None:
+    before = store["y"][:].tolist()
+
+    def fails(batch: dict[str, Any]) -> Array:
+        if batch["x"][0, 0] != store["x"][0, 0]:
+            raise ValueError("no more")
+        return np.zeros(len(batch["x"]))
+
+    attempts: list[Any] = [fails, (np.zeros(3) for _ in range(2)), np.full(ROWS, 0.5)]
+    for rows, kind in zip(attempts, (None, None, "int8"), strict=True):
+        options: Any = {"columns": "x", "batch_size": 4, "fingerprint": "f"} if rows is fails else {"type": kind}
+        with pytest.raises(shardstore.ShardStoreError):
+            store.add_column("y", rows, replace=True, **options)
+        assert shardstore.open(store.path).columns == ("x", "y")
+        assert store["y"][:].tolist() == before
+    store.add_column("y", store["y"], replace=True, codec="zstd")  # its own rows
+    assert store["y"][:].tolist() == before
+    assert store.verify(progress=False).ok
+
+
+def test_the_only_column_can_be_replaced(tmp_path: Path) -> None:
+    with shardstore.Writer(tmp_path / "s") as writer:
+        writer.append({"a": np.arange(5)})
+    store = shardstore.open(tmp_path / "s")
+    store.add_column("a", np.arange(5) * 2, replace=True)
+    assert store["a"][:].tolist() == [0, 2, 4, 6, 8]
+    store.add_column("b", np.arange(5)).rename_column("b", "_replacing_a")
+    with pytest.raises(shardstore.SchemaError, match="has the name of what replaces 'a'"):
+        store.add_column("a", np.arange(5), replace=True)
+
+
+FINGERPRINTED = """
+import functools, sys
+import numpy as np
+from shardstore.fingerprints import function_fingerprint
+
+@functools.cache
+def cached(n):
+    return n + OFFSET
+
+class Scale:
+    factor = FACTOR
+
+    @classmethod
+    def made(cls, batch):
+        return batch["y"] * METHOD
+
+    @staticmethod
+    def other(n):
+        return n * STATIC
+
+bound = Scale.made
+
+def uses_cache(batch):
+    return batch["y"] + cached(1)
+
+def uses_class(batch):
+    return batch["y"] * Scale.factor + Scale.other(2)
+
+for function in (uses_cache, uses_class, bound):
+    print(function_fingerprint(function))
+"""
+
+
+def test_what_a_function_uses_of_its_own_module_is_part_of_its_fingerprint() -> None:
+    def prints(**changed: int) -> list[str]:
+        script = FINGERPRINTED
+        for name, value in {"OFFSET": 1, "FACTOR": 2, "METHOD": 3, "STATIC": 4, **changed}.items():
+            script = script.replace(name, str(value))
+        return run_python(script).split()
+
+    base = prints()
+    assert base == prints()
+    for name, differs in (("OFFSET", 0), ("FACTOR", 1), ("STATIC", 1), ("METHOD", 2)):
+        found = prints(**{name: 9})
+        assert found[differs] != base[differs], name

@@ -23,7 +23,7 @@ from shardstore.schema import EXTENDED_DTYPES, dtype_named
 OPTIONS: Any = {"shard_bytes": 128, "chunk_bytes": 32}
 KINDS = ("fixed", "ragged", "utf8", "binary", "categorical", "open categorical")
 ROWS = (0, 1, CHUNK_ROWS, SHARD_ROWS, SHARD_ROWS + 1, 21)
-NAMES = ["dog", "cat\0", "", "\ud800", "Ünicorn 𝄞"]
+NAMES = ["dog", "cat\0", "", "\u2028", "Ünicorn 𝄞"]
 
 
 def some_rows(kind: str, dtype: str, shape: tuple[int, ...], rows: int) -> tuple[Any, Any]:

@@ -291,6 +291,23 @@ BAD: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     ),
     "objects": (lambda: np.array([[1], None], object), {}, ["object"]),
     "no type": (lambda: [1, 2], {"c": "int7"}, ["the type of column 'c' is 'int7'"]),
+    "a missing label": (lambda: ["cat", float("nan")], {"c": "categorical"}, ["'c', row 1", "found nan, a float"]),
+    "a number among labels": (lambda: ["cat", 1], {"c": "categorical"}, ["'c', row 1", "found 1, a int"]),
+    "a label that is no text": (lambda: ["cat", "\ud800"], {"c": "categorical"}, ["'c', row 1", "surrogates"]),
+    "too large for bfloat16": (lambda: [1e300], {"c": "bfloat16"}, ["1e+300 is too large for bfloat16"]),
+    "too large for float8": (lambda: [[1.0], [1e5]], {"c": "ragged[float8_e4m3fn]"}, ["100000.0 is too large"]),
+    "complex numbers as bfloat16": (lambda: [1 + 2j], {"c": "bfloat16"}, ["complex128 cannot be cast to bfloat16"]),
+    "integers that no dtype has together": (
+        lambda: [[-1, 2**63 + 1]],
+        {"c": "ragged"},
+        ["9223372036854775809 would change in float64"],
+    ),
+    "an integer beside floats that would change": (
+        lambda: [2**53 + 1, 2.5],
+        {"c": "float64"},
+        ["9007199254740993 would change in float64"],
+    ),
+    "a masked row": (lambda: [np.ma.masked_array([1, 2], [0, 1])], {"c": "ragged"}, ["masked"]),
     "a type for no column": (lambda: [1, 2], {"d": "int8"}, ["a type is given for column 'd'"]),
 }
 
@@ -314,6 +331,32 @@ def test_bad_input_is_named_and_nothing_is_written(
         attempt()
     assert [mention for mention in mentions if mention not in str(caught.value)] == [], str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["uint64", "ragged[uint64]", None])
+def test_integers_of_lists_stay_what_they_are(tmp_path: Path, kind: str | None) -> None:
+    """NumPy makes floats of integers beyond 2**63 beside smaller ones."""
+    hashes = [1, 2**63 + 12345, 2**63 + 1, 2**64 - 1]
+    given = [hashes, hashes[:1]] if kind == "ragged[uint64]" else hashes
+    with shardstore.Writer(tmp_path / "s", types={} if kind is None else {"h": kind}) as writer:
+        writer.append({"h": given})
+    column = shardstore.open(tmp_path / "s")["h"]
+    assert column.dtype == np.uint64
+    assert (column[0] if kind == "ragged[uint64]" else column[:]).tolist() == hashes
+
+
+def test_categories_are_a_list_of_texts() -> None:
+    for bad, message in (("abc", "one string"), (["\ud800"], "surrogates"), (["a", "a"], "twice"), ([1], "a int")):
+        with pytest.raises(shardstore.SchemaError, match=message):
+            shardstore.Categorical(bad)  # type: ignore[arg-type]
+
+
+def test_integers_are_not_filled_up_with_what_they_cannot_be() -> None:
+    ragged = Ragged([1, 2, 3], [0, 1, 3])
+    for fill in (np.nan, 1.9, float("inf")):
+        with pytest.raises(ValueError, match="which is no int64"):
+            ragged.to_padded(fill)
+    assert ragged.to_padded(-1.0)[0].tolist() == [[1, -1], [2, 3]]
 
 
 def test_rows_of_one_length_then_of_others_are_told_how_to_be_ragged(tmp_path: Path) -> None:

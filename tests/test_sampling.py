@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from fractions import Fraction
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -389,3 +390,14 @@ def test_golden_values() -> None:
     assert len(GOLDEN) == 11
     for count, arguments, expected in GOLDEN:
         assert draw(count, len(expected), **arguments).tolist() == expected, (count, arguments)
+
+
+def test_weights_are_numbers_and_not_the_numbers_of_names(tmp_path: Path) -> None:
+    with shardstore.Writer(tmp_path / "s", types={"c": "categorical", "h": "bfloat16"}) as writer:
+        writer.append({"s": ["a"] * 19 + ["b"], "c": ["a"] * 19 + ["b"], "h": np.array([0.0] * 19 + [1.0])})
+    store = shardstore.open(tmp_path / "s")
+    for name in ("s", "c"):
+        with pytest.raises(TypeError, match=f"weights: column '{name}' holds .* expected one number a row"):
+            store.sample(10, weights=name, replace=True)
+    assert store.sample(10, weights="h", replace=True)["s"][:].to_list() == ["b"] * 10
+    assert sorted(store.sample(20, stratify="s")["s"][:].to_list()) == ["a"] * 19 + ["b"]
