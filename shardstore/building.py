@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shardstore import files
+from shardstore.changes.writelock import store_lock
 from shardstore.entries import ColumnEntry
 from shardstore.errors import DestinationError
 from shardstore.manifest import METADATA_FILE, Manifest, encode_document, load_manifest
 from shardstore.version import __version__
-from shardstore.writelock import store_lock
 
 Mode = Literal["create", "overwrite"]
 MODES: tuple[Mode, ...] = ("create", "overwrite")

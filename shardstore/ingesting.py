@@ -17,18 +17,18 @@ from typing import Any, Literal
 
 from shardstore.building import Mode, building, check_destination, explained_errors
 from shardstore.column_types import ColumnType, TypeLike, parse_type
-from shardstore.copying import column_entry, column_tasks, run_tasks
 from shardstore.errors import DestinationError, SchemaError
+from shardstore.pipeline.copying import column_entry, column_tasks, run_tasks
+from shardstore.pipeline.row_streams import Handling, write_rows
+from shardstore.pipeline.transforming import Transform
+from shardstore.pipeline.workers import default_workers, executor_of
 from shardstore.progress import byte_progress
-from shardstore.row_streams import Handling, write_rows
 from shardstore.schema import DEFAULT_SHARD_BYTES, plan_layouts
 from shardstore.sources.inputs import Inputs, collect_inputs
 from shardstore.sources.named import Sources, each_path, held
 from shardstore.sources.paths import is_directory_source, order_note
 from shardstore.sources.rows import BlockSource, InputRows, Rows, RowStream, rows_or_paths
 from shardstore.store import Store, open_store
-from shardstore.transforming import Transform
-from shardstore.workers import default_workers, executor_of
 from shardstore.writer import Writer
 
 OnError = Literal["raise", "skip"]

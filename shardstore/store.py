@@ -22,7 +22,7 @@ from shardstore.table import Table
 if TYPE_CHECKING:
     import zarr
 
-    from shardstore.changing import Change
+    from shardstore.changes.commits import Change
     from shardstore.column_types import ColumnType, TypeLike
     from shardstore.verify import VerifyReport
 
@@ -171,8 +171,9 @@ class Store(Table):
             batch_size: how many rows it gets at a time; by default some megabytes of them.
             codec: see `shardstore.codecs`.
             type: what its rows are where the first ones do not tell; see `shardstore.column_types`.
-            fingerprint: what tells the function from others, instead of its code (`shardstore.fingerprints`); needed
-                where it holds on to what has no plain value, such as a model. For rows, a text that is kept with them.
+            fingerprint: what tells the function from others, instead of its code (see
+                `shardstore.changes.fingerprints`); needed where it holds on to what has no plain value, such as a
+                model. For rows, a text that is kept with them.
             replace: whether to put it in the place of another column of this name once it is complete: it is added as
                 `_replacing_NAME`, the other one dropped, and it gets the name, in a commit each.
             shard_bytes: of ragged rows, target size of the shard files of their values.
@@ -186,8 +187,8 @@ class Store(Table):
             KeyError, ValueError, TypeError: if an argument makes no sense, or a function has no fingerprint of its own.
             LockedError, FormatError, DestinationError: if the store cannot be changed.
         """
-        from shardstore.adding import add_column
-        from shardstore.addition import AddOptions
+        from shardstore.changes.adding import add_column
+        from shardstore.changes.addition import AddOptions
 
         options = AddOptions(columns, batch_size, codec, type, fingerprint, replace, shard_bytes, chunk_bytes, progress)
         with self._changing() as change, Store(self._files.absolute_path) as current:
@@ -218,14 +219,14 @@ class Store(Table):
 
     def stale_columns(self) -> tuple[str, ...]:
         """Return the names of columns that were made of columns which are no longer there, or not the same."""
-        from shardstore.lineage import stale_columns
+        from shardstore.changes.lineage import stale_columns
 
         return stale_columns(self.manifest)
 
     @contextmanager
     def _changing(self) -> Iterator[Change]:
         """Change the store, under its lock; then this object has it as it is after the change."""
-        from shardstore.changing import changing
+        from shardstore.changes.commits import changing
 
         self._files.check_open()
         with changing(self._files.absolute_path, self._files.store_id) as change:

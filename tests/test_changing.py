@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import shardstore
-from shardstore.changing import changing
-from shardstore.fingerprints import function_fingerprint
+from shardstore.changes.commits import changing
+from shardstore.changes.fingerprints import function_fingerprint
 from shardstore.ragged import Ragged
 
 Array = NDArray[Any]
@@ -297,7 +297,7 @@ def test_fingerprints_are_the_same_in_every_process(tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, sys.argv[1])
 from steps import step
-from shardstore.fingerprints import function_fingerprint
+from shardstore.changes.fingerprints import function_fingerprint
 print(function_fingerprint(step))
 """
     code = "K = {KINDS}\ndef norm(x):\n    return x / {SCALE}\n\ndef step(batch):\n    return [norm(x) for x in K]\n"
@@ -925,7 +925,7 @@ def test_the_only_column_can_be_replaced(tmp_path: Path) -> None:
 FINGERPRINTED = """
 import functools, sys
 import numpy as np
-from shardstore.fingerprints import function_fingerprint
+from shardstore.changes.fingerprints import function_fingerprint
 
 @functools.cache
 def cached(n):

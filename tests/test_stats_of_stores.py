@@ -106,7 +106,7 @@ def test_a_store_that_cannot_be_written_to_has_statistics_all_the_same(store: sh
 def test_a_store_that_is_being_changed_has_statistics_all_the_same(
     store: shardstore.Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from shardstore.changing import changing
+    from shardstore.changes.commits import changing
 
     with changing(store.path, store.manifest.store_id), caplog.at_level(logging.INFO, "shardstore"):
         found = store.stats

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shardstore.blocks import BLOCK_BYTES, BadRow, Block, Ended, collect_rows, cut_batches, owned, reason_of
 from shardstore.errors import SourceError
+from shardstore.pipeline.blocks import BLOCK_BYTES, BadRow, Block, Ended, collect_rows, cut_batches, owned, reason_of
 from shardstore.ragged import RAGGED_CLASSES, Values
 from shardstore.schema import Field
 from shardstore.sources.inputs import Inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from shardstore.changing import Change
+from shardstore.changes.commits import Change
 from shardstore.manifest import Manifest
 from shardstore.statistics.summary import ColumnStatistics
 

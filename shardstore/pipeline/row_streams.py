@@ -10,11 +10,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardstore.blocks import BadRow, Block, Columns, place_of, reason_of
 from shardstore.errors import DestinationError, RowError, SchemaError, SourceError
+from shardstore.pipeline.blocks import BadRow, Block, Columns, place_of, reason_of
+from shardstore.pipeline.transforming import BlockTransform, Done, Failed, Piece, Transform, in_order
 from shardstore.progress import Advance
 from shardstore.sources.rows import BlockSource
-from shardstore.transforming import BlockTransform, Done, Failed, Piece, Transform, in_order
 from shardstore.writer import Writer
 
 MAX_EXAMPLES = 20

@@ -7,12 +7,12 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shardstore.blocks import BLOCK_BYTES
 from shardstore.column_types import ColumnType
 from shardstore.columns import ColumnWriter
 from shardstore.encoding import ColumnEncoder, contiguous
 from shardstore.entries import ColumnEntry
 from shardstore.errors import SchemaError, SourceError
+from shardstore.pipeline.blocks import BLOCK_BYTES
 from shardstore.progress import Advance
 from shardstore.schema import ColumnLayout
 from shardstore.sources.ragged import InputPart

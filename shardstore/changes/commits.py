@@ -17,15 +17,15 @@ from types import MappingProxyType
 
 from shardstore import files
 from shardstore.building import explained_errors
+from shardstore.changes.writelock import store_lock
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import DestinationError, FormatError, SchemaError
 from shardstore.manifest import METADATA_FILE, Manifest, encode_document, load_manifest
 from shardstore.schema import check_different, check_name
 from shardstore.shardfile import check_shards
-from shardstore.writelock import store_lock
 from shardstore.zarr_documents import column_documents
 
-# Where a column that is being added says what is finished; see `shardstore.journal`.
+# Where a column that is being added says what is finished; see `shardstore.changes.journal`.
 JOURNAL_FILE = "journal.json"
 _PARTIAL = f".{METADATA_FILE}.partial-"
 # A column that is to replace another one has this before its name while it is made, and as a key of its `extra`.

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from shardstore import files
 from shardstore.cache import BoundedCache
-from shardstore.changing import JOURNAL_FILE
+from shardstore.changes.commits import JOURNAL_FILE
+from shardstore.changes.lineage import MadeBy
 from shardstore.column_bodies import column_body, read_column
 from shardstore.columns import Finished
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import ShardStoreError
-from shardstore.lineage import MadeBy
 from shardstore.manifest import encode_document, manifest_checksum
 from shardstore.readers import open_reader
 from shardstore.schema import ColumnLayout

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from shardstore.building import explained_errors
-from shardstore.changing import JOURNAL_FILE, Change
+from shardstore.changes.commits import JOURNAL_FILE, Change
+from shardstore.changes.journal import Journal, take_over
+from shardstore.changes.lineage import MadeBy
 from shardstore.codecs import Codec
 from shardstore.column_types import ColumnType, TypeLike
 from shardstore.columns import NOTHING, ColumnWriter, Finished
 from shardstore.encoding import ColumnEncoder, contiguous
 from shardstore.errors import SchemaError, SourceError
-from shardstore.journal import Journal, take_over
-from shardstore.lineage import MadeBy
 from shardstore.order import check_int
 from shardstore.progress import Advance, byte_progress
 from shardstore.ragged import Values

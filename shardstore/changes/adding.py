@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shardstore.addition import BLOCK_NBYTES, Addition, AddOptions, check_count, fits
-from shardstore.changing import REPLACING, Change
+from shardstore.changes.addition import BLOCK_NBYTES, Addition, AddOptions, check_count, fits
+from shardstore.changes.commits import REPLACING, Change
+from shardstore.changes.fingerprints import function_fingerprint
+from shardstore.changes.lineage import MadeBy
 from shardstore.column_types import ColumnType, parse_type
 from shardstore.entries import ColumnEntry
 from shardstore.errors import SchemaError
-from shardstore.fingerprints import function_fingerprint
-from shardstore.lineage import MadeBy
 from shardstore.manifest import Manifest
 from shardstore.ragged import Ragged
 from shardstore.schema import check_different, check_name

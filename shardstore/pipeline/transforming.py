@@ -11,8 +11,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from shardstore.blocks import BadRow, Block, Columns, checked_columns, owned
 from shardstore.errors import SourceError
+from shardstore.pipeline.blocks import BadRow, Block, Columns, checked_columns, owned
 
 Transform = Callable[[Columns], Mapping[str, Any]]
 

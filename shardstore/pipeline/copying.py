@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from shardstore.blocks import BLOCK_BYTES
 from shardstore.columns import ArrayWriter, array_entry
-from shardstore.converting import ColumnTask
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import SourceError
+from shardstore.pipeline.blocks import BLOCK_BYTES
+from shardstore.pipeline.converting import ColumnTask
+from shardstore.pipeline.workers import executor_of
 from shardstore.progress import Advance
 from shardstore.schema import ArrayLayout, ColumnLayout
 from shardstore.shardfile import ShardRecord
 from shardstore.sources.parts import Part
 from shardstore.sources.ragged import InputPart, RaggedPart, RangesPart
-from shardstore.workers import executor_of
 
 
 @dataclass(frozen=True, eq=False)
