@@ -514,7 +514,7 @@ def test_pickling(mixture: Mixture, stores: dict[str, Path], monkeypatch: pytest
     streamed = pickle.dumps(stream)
     assert len(streamed) < 3000
     with monkeypatch.context() as patch:
-        patch.setattr("shardstore.store.OpenedStore", None)  # nothing is opened
+        patch.setattr("shardstore.store_files.OpenedStore", None)  # nothing is opened
         copy, copied = pickle.loads(data), pickle.loads(streamed)
     assert copy.sources == mixture.sources
     assert ids(copy.batches(10, shuffle=True)) == planned(mixture, 0, shuffle=True)
