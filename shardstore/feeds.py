@@ -66,7 +66,6 @@ class RowSource(Protocol):
         """Return the store's numbers of some rows."""
 
 
-FeedMaker = Callable[[], Feed]
 Windowed = WindowShuffle | RepeatedWindows
 
 

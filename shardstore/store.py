@@ -235,6 +235,7 @@ class Store(Table):
             finally:
                 if change.manifest.generation != self.generation:
                     self._files = self._files.renewed()
+                    self._stats = {}  # which may be of columns that are others now
 
     def zarr(self) -> zarr.Group:
         """Return the store as zarr-python sees it, read-only. Imports zarr."""

@@ -115,6 +115,15 @@ def test_a_store_that_is_being_changed_has_statistics_all_the_same(
     assert len([record for record in caplog.records if "not kept" in record.message]) == 1
 
 
+def test_statistics_that_are_not_kept_go_with_their_column(store: shardstore.Store) -> None:
+    from shardstore.changes.commits import changing
+
+    with changing(store.path, store.manifest.store_id):
+        before = store.stats["n"]
+    store.add_column("n", COLUMNS["n"] + 100, replace=True)
+    assert store.stats["n"].minimum == before.minimum + 100
+
+
 def test_normalize_takes_them(store: shardstore.Store) -> None:
     normalize = shardstore.Normalize(store.stats, ["x"], nan=0.0)
     batches = list(store.batches(100, columns=("x", "n"), transform=normalize))
