@@ -1,4 +1,4 @@
-"""Iterating in a thread, some items ahead of the consumer."""
+"""Work in threads: a call whose result is wanted later, and iterating some items ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,49 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Task(Generic[_Result]):
+    """A call that a thread of its own makes now, and whose result is wanted later. The child of a fork has none of it.
+
+    Args:
+        function: called in the thread, with a function that says whether nobody waits for the result any more.
+        name: what the thread is for.
+    """
+
+    def __init__(self, function: Callable[[Callable[[], bool]], _Result], name: str) -> None:
+        self._function = function
+        self._process = os.getpid()
+        self._stopped = False
+        self._results: list[_Result] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"shardstore-{name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._results.append(self._function(lambda: self._stopped))
+        except BaseException as error:  # whatever it is, it is that of whoever asks for the result
+            self._error = error
+
+    @property
+    def lost(self) -> bool:
+        """Whether the thread is in another process, this one's parent."""
+        return self._process != os.getpid()
+
+    def result(self) -> _Result:
+        """Wait, and return what the call returned or raise what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._results.pop()
+
+    def stop(self) -> None:
+        """Say that nobody waits for the result, and wait for the thread to end."""
+        self._stopped = True
+        if not self.lost:
+            self._thread.join()
 
 
 def in_background(make: Callable[[], Iterable[_Item]], ahead: int) -> Generator[_Item, None, None]:

@@ -11,19 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from shardstore.machine import cpu_count
+
 _Item = TypeVar("_Item")
 # Below this the hand-over costs more than a second thread gains.
 _MIN_ITEMS = 4
 _SHARES = 4
 
 _pool: ThreadPoolExecutor | None = None
-
-
-def cpu_count() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def for_each(function: Callable[[_Item], None], items: list[_Item]) -> None:

@@ -7,12 +7,14 @@ A pass over an epoch has a feed of its own. It is asked in two steps: `locate` c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.order import MixtureOrder, Order, RepeatedWindows, WindowShuffle
+from shardstore.background import Task
+from shardstore.order import MixtureOrder, Order, RepeatedWindows, Sequential, WindowShuffle
 from shardstore.order.orders import Window
 from shardstore.ragged import Ragged, Values, place_parts
 from shardstore.ragged_rows import rows_of_runs
@@ -25,8 +27,11 @@ Arrays = dict[str, Values]
 class Located(Protocol):
     """Positions of an epoch whose rows are known."""
 
+    def expect(self, start: int, stop: int) -> None:
+        """Be told that rows of positions number `start` to `stop` will be gathered soon."""
+
     def gather(self, start: int, stop: int) -> Arrays:
-        """Return fresh arrays of the rows of positions number `start` to `stop`."""
+        """Return the rows of positions number `start` to `stop`: fresh arrays, unless views were asked for."""
 
     def names(self, start: int, stop: int) -> Arrays:
         """Return fresh arrays that tell which rows these are: `"rows"`, their numbers in the store."""
@@ -34,6 +39,9 @@ class Located(Protocol):
 
 class Feed(Protocol):
     """Rows by position of an epoch."""
+
+    def close(self) -> None:
+        """Let go of what is being read ahead."""
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the rows at int64 positions that are known to be in range."""
@@ -53,6 +61,21 @@ class RowSource(Protocol):
     def gather(self, rows: Rows) -> Arrays:
         """Return fresh arrays of some rows of all columns."""
 
+    def gather_run(self, start: int, stop: int, copy: bool) -> Arrays:
+        """Return consecutive rows of all columns: fresh arrays, or without `copy` views where there can be any."""
+
+    def wants(self, count: int) -> bool:
+        """Whether so many rows that will be read soon should be named to `expect` or `expect_run`."""
+
+    def expect(self, rows: Rows) -> None:
+        """Ask the system for the pages of rows that will be read soon."""
+
+    def expect_run(self, start: int, stop: int) -> None:
+        """Ask the system for the pages of consecutive rows that will be read soon, and of some behind them."""
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
+
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
         """Gather rows of one column into the C-contiguous `out`."""
 
@@ -69,10 +92,12 @@ class RowSource(Protocol):
 Windowed = WindowShuffle | RepeatedWindows
 
 
-def feed_of(source: RowSource, order: Order) -> Feed:
-    """Return the feed that suits an order and the columns of a source."""
+def feed_of(source: RowSource, order: Order, copy: bool = True) -> Feed:
+    """Return the feed that suits an order and the columns of a source; without `copy`, rows may be views."""
     if isinstance(order, Windowed) and source.decoded:
         return WindowFeed(source, order)
+    if isinstance(order, Sequential):
+        return RunFeed(source, copy)
     return DirectFeed(source, order)
 
 
@@ -87,11 +112,18 @@ class DirectFeed:
         """Find the rows at some positions."""
         return _LocatedRows(self._source, self._order.rows(epoch, positions))
 
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
 
 class _LocatedRows:
     def __init__(self, source: RowSource, rows: Rows) -> None:
         self._source = source
         self._rows = rows
+
+    def expect(self, start: int, stop: int) -> None:
+        if self._source.wants(stop - start):
+            self._source.expect(self._rows[start:stop])
 
     def gather(self, start: int, stop: int) -> Arrays:
         return self._source.gather(self._rows[start:stop])
@@ -101,16 +133,60 @@ class _LocatedRows:
         return {"rows": self._source.store_rows(self._rows[start:stop]).copy()}
 
 
-class WindowFeed:
-    """Decodes a window at a time, and picks its rows from what was decoded.
+class RunFeed:
+    """Reads rows in the table's own order: those that follow one another, as one run."""
 
-    Holds the decoded columns of one window for each lane that is read. A window's buffers take the next one.
+    def __init__(self, source: RowSource, copy: bool) -> None:
+        self._source = source
+        self._copy = copy
+
+    def locate(self, epoch: int, positions: Rows) -> Located:
+        """Find the rows at some positions: these themselves."""
+        return _LocatedRuns(self._source, positions, self._copy)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class _LocatedRuns(_LocatedRows):
+    def __init__(self, source: RowSource, rows: Rows, copy: bool) -> None:
+        super().__init__(source, rows)
+        self._copy = copy
+        # Ranks and workers leave out rows, and padding repeats some: from there on, each row is found by itself.
+        steps = np.flatnonzero(np.diff(rows) != 1)
+        self._run_ends = np.append(steps + 1, len(rows))
+
+    def _is_run(self, start: int, stop: int) -> bool:
+        return start < stop and int(self._run_ends[np.searchsorted(self._run_ends, start, "right")]) >= stop
+
+    def expect(self, start: int, stop: int) -> None:
+        if self._is_run(start, stop):
+            self._source.expect_run(int(self._rows[start]), int(self._rows[start]) + stop - start)
+        else:
+            super().expect(start, stop)
+
+    def gather(self, start: int, stop: int) -> Arrays:
+        if not self._is_run(start, stop):
+            return super().gather(start, stop)
+        first = int(self._rows[start])
+        return self._source.gather_run(first, first + stop - start, self._copy)
+
+
+class WindowFeed:
+    """Decodes a window at a time, and picks its rows from what was decoded; meanwhile a thread decodes the next one.
+
+    Holds the decoded columns of two windows for each lane that is read, or of one where the memory budget has no room
+    for two. A window's buffers take the next but one.
     """
 
     def __init__(self, source: RowSource, order: Windowed) -> None:
         self._source = source
         self._order = order
         self._staged: dict[int, _StagedWindow] = {}
+        self._coming: dict[int, tuple[Window, Task[_StagedWindow]]] = {}
+        self._spare: dict[int, dict[str, NDArray[Any]]] = {}
+        row_nbytes = sum(source.schema[name].row_nbytes for name in source.decoded)
+        self._reads_ahead = 2 * order.max_window_rows * row_nbytes <= source.buffer_nbytes()
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the windows that hold some positions, and the places there."""
@@ -122,14 +198,40 @@ class WindowFeed:
         return self._source
 
     def staged(self, window: Window) -> _StagedWindow:
-        """Return a window with its columns decoded."""
+        """Return a window with its columns decoded; from the second time on, the next one is being decoded, too."""
         _, lane, _ = window.name
-        staged = self._staged.get(lane)
-        if staged is None or staged.window.name != window.name:
-            buffers = {} if staged is None else staged.buffers
-            self._staged.pop(lane, None)  # whatever happens while its buffers are filled
-            staged = self._staged[lane] = _StagedWindow(self._source, window, buffers)
+        last = self._staged.get(lane)
+        if last is not None and last.window.name == window.name:
+            self._decode_ahead(window, lane)
+            return last
+        self._staged.pop(lane, None)  # whatever happens while its buffers are filled
+        coming, task = self._coming.pop(lane, (None, None))
+        if coming is None or task is None or task.lost:
+            buffers = {} if last is None else last.buffers
+        else:
+            ready = task.result()
+            self._spare[lane] = {} if last is None else last.buffers
+            if coming.name == window.name:
+                self._staged[lane] = ready
+                return ready
+            buffers = ready.buffers
+        staged = self._staged[lane] = _StagedWindow(self._source, window, buffers)
         return staged
+
+    def _decode_ahead(self, window: Window, lane: int) -> None:
+        if not self._reads_ahead or lane in self._coming:
+            return
+        following = self._order.following(window)
+        if following is not None:
+            buffers = self._spare.pop(lane, {})
+            stage = partial(_StagedWindow, self._source, following, buffers)
+            self._coming[lane] = following, Task(lambda stopped: stage(), "window")
+
+    def close(self) -> None:
+        """Let go of the window that is being decoded."""
+        for _, task in self._coming.values():
+            task.stop()
+        self._coming.clear()
 
 
 class _StagedWindow:
@@ -162,6 +264,11 @@ class _LocatedPlaces:
         # Where a window has consecutive positions (always, with one lane), no position is looked for.
         self._rows: Rows | None = None
         self._count = count
+
+    def expect(self, start: int, stop: int) -> None:
+        source = self._feed.source
+        if len(source.decoded) < len(source.schema) and source.wants(stop - start):
+            source.expect(self._all_rows()[start:stop])
 
     def gather(self, start: int, stop: int) -> Arrays:
         source = self._feed.source
@@ -225,12 +332,21 @@ class MixtureFeed:
         dealt = self._order.deal(positions)
         return _LocatedParts([(number, where, self._feeds[number].locate(epoch, own)) for number, where, own in dealt])
 
+    def close(self) -> None:
+        """Let go of what is being read ahead."""
+        for feed in self._feeds:
+            feed.close()
+
 
 class _LocatedParts:
     """Positions sorted by source: the number of each source, which positions it has (ascending), and their rows."""
 
     def __init__(self, parts: list[tuple[int, Rows, Located]]) -> None:
         self._parts = parts
+
+    def expect(self, start: int, stop: int) -> None:
+        for _, where, located in self._parts:
+            located.expect(*np.searchsorted(where, (start, stop)).tolist())
 
     def gather(self, start: int, stop: int) -> Arrays:
         return self._merged(start, stop, lambda _, located, first, last: located.gather(first, last))

@@ -374,4 +374,13 @@ def _join_equal(values: NDArray[Any], starts: Rows, length: int, out: NDArray[An
 
 # What columns give for several rows.
 Values = NDArray[Any] | Ragged
+
+
+def owned(values: Values) -> Values:
+    """Return rows in writable arrays: copies of those that are views of files."""
+    if not isinstance(values, Ragged):
+        return values if values.flags.writeable else np.array(values)
+    return values if values.values.flags.writeable else values.checked(np.array(values.values), values.offsets)
+
+
 RAGGED_CLASSES: dict[str, type[Ragged]] = {"ragged": Ragged, "utf8": Strings, "binary": Blobs}

@@ -6,12 +6,17 @@ A stream walks a plan. All that it knows is a cursor: the epoch, and how many of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from shardstore.feeds import Arrays, Feed
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.background import Task
+from shardstore.feeds import Arrays, Feed, Located
 from shardstore.order import (
     Cursor,
     Order,
@@ -36,6 +41,10 @@ LOCATED_ROWS = 65_536
 GATHER_NBYTES = 2 << 20
 MAX_GATHER_BATCHES = 64
 MAX_GATHER_ROWS = 4096
+# Or this part of what the memory budget has for buffers, where that is less.
+GATHERED_SHARE = 8
+# So many gathers ahead, pages that are not in the page cache are asked for.
+PIECES_AHEAD = 2
 ALL_STEPS = Turns()
 ONE_RANK = Replica()
 
@@ -68,8 +77,17 @@ class StreamSource(Protocol):
     def row_nbytes(self) -> int:
         """Bytes of a row of all columns."""
 
-    def feed(self) -> Feed:
-        """Return a new feed of the rows in the plan's order."""
+    def feed(self, copy: bool = True) -> Feed:
+        """Return a new feed of the rows in the plan's order; without `copy`, its arrays may be views of files."""
+
+    def check_budget(self, batch_size: int) -> None:
+        """Raise `ValueError` if a batch, or what the order needs, does not fit a memory budget that was set."""
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
+
+    def populate(self, stopped: Callable[[], bool]) -> None:
+        """Bring the rows into the page cache and page tables, as far as the memory budget keeps them there."""
 
     def fingerprint(self) -> str:
         """Return what tells these rows from others, the same in every process."""
@@ -84,14 +102,17 @@ class Reading:
         plan: which of them each step has.
         replica: the rank that reads.
         with_rows: whether to tell which rows they are.
+        copy: whether batches are fresh and writable; else they may be read-only views of mapped files.
     """
 
     source: StreamSource
     plan: Plan
     replica: Replica = ONE_RANK
     with_rows: bool = False
+    copy: bool = True
 
     def __post_init__(self) -> None:
+        self.source.check_budget(self.plan.batch_size)
         for name in self.source.names if self.with_rows else ():
             if name in self.source.columns:
                 raise ValueError(
@@ -104,7 +125,7 @@ class Reading:
         return self.plan.steps(self.replica.world_size, cursor.delivered)
 
     def batches(self, cursor: Cursor, turns: Turns = ALL_STEPS, skip: int = 0) -> Iterator[Batch]:
-        """Yield the steps of the rest of an epoch as dicts of fresh writable arrays.
+        """Yield the steps of the rest of an epoch as dicts of arrays.
 
         Several are gathered at once: a batch is a view into an array that its neighbours share.
 
@@ -118,13 +139,36 @@ class Reading:
 
     def blocks(self, cursor: Cursor, turns: Turns = ALL_STEPS, skip: int = 0) -> Iterator[tuple[Arrays, list[int]]]:
         """Yield the rows of several steps together, and where each begins and the last ends (plus a constant)."""
+        feed = self.source.feed(self.copy)
+        population: Task[None] | None = None
+        waiting: deque[_Piece] = deque()
+        ahead = 0  # the first batch is not kept waiting for pages of others
+        try:
+            for piece in self._pieces(feed, cursor, turns, skip):
+                piece.located.expect(piece.start, piece.stop)
+                waiting.append(piece)
+                if len(waiting) <= ahead:
+                    continue
+                yield self._gathered(waiting.popleft())
+                if not ahead:
+                    ahead = PIECES_AHEAD
+                    population = Task(self.source.populate, "populate")
+            while waiting:
+                yield self._gathered(waiting.popleft())
+        finally:
+            if population is not None:
+                population.stop()
+            feed.close()
+
+    def _pieces(self, feed: Feed, cursor: Cursor, turns: Turns, skip: int) -> Iterator[_Piece]:
+        """Cut the steps of the rest of an epoch into pieces that are gathered at once."""
         size = self.plan.batch_size
-        per_gather = max(1, GATHER_NBYTES // max(1, self.source.row_nbytes * size))
+        gather_nbytes = min(GATHER_NBYTES, self.source.buffer_nbytes() // GATHERED_SHARE)
+        per_gather = max(1, gather_nbytes // max(1, self.source.row_nbytes * size))
         per_gather = min(per_gather, max(MAX_GATHER_BATCHES, MAX_GATHER_ROWS // size))
         per_span = max(1, LOCATED_ROWS // (size * per_gather)) * per_gather
         gathered = 1  # the first batch is not kept waiting for the rows of many others
         own = turns.count(self.steps(cursor))
-        feed = self.source.feed()
         for number in range(skip, own, per_span):
             steps = turns.steps(number, min(number + per_span, own))
             span = self.plan.positions(steps, self.replica, cursor.delivered)
@@ -132,14 +176,42 @@ class Reading:
             first, count = 0, len(steps)
             while first < count:
                 last = min(first + gathered, count)
-                start, stop = span.bounds[first], span.bounds[last]
-                block = located.gather(start, stop)
-                if self.with_rows:
-                    block.update(located.names(start, stop))
-                if span.mask is not None:
-                    block["mask"] = span.mask[start:stop]
-                yield block, span.bounds[first : last + 1]
+                yield _Piece(located, span.bounds[first : last + 1], span.mask)
                 first, gathered = last, min(2 * gathered, per_gather)
+
+    def _gathered(self, piece: _Piece) -> tuple[Arrays, list[int]]:
+        start, stop = piece.start, piece.stop
+        block = piece.located.gather(start, stop)
+        if self.with_rows:
+            block.update(piece.located.names(start, stop))
+        if piece.mask is not None:
+            block["mask"] = piece.mask[start:stop]
+        return block, piece.bounds
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Steps that are gathered at once.
+
+    Attributes:
+        located: a longer stretch of positions.
+        bounds: where each of the steps begins there, and where the last ends.
+        mask: False where a position of the stretch is a copy; None where none is.
+    """
+
+    located: Located
+    bounds: list[int]
+    mask: NDArray[np.bool_] | None
+
+    @property
+    def start(self) -> int:
+        """Where the first step begins."""
+        return self.bounds[0]
+
+    @property
+    def stop(self) -> int:
+        """Where the last one ends."""
+        return self.bounds[-1]
 
 
 def cut_block(block: Arrays, bounds: list[int]) -> Iterator[Batch]:
@@ -316,6 +388,7 @@ class Streamable(ABC):
         world_size: int = 1,
         transform: Transform | None = None,
         with_rows: bool = False,
+        copy: bool = True,
         window_bytes: int | str = WINDOW_BYTES,
         lanes: int = 1,
     ) -> BatchStream:
@@ -337,19 +410,22 @@ class Streamable(ABC):
             world_size: how many these are. Each gets `len(stream)` batches.
             transform: called with each batch; what it returns is delivered instead.
             with_rows: also give `"rows"`, the int64 numbers of the rows in the store.
-            window_bytes: for `"window"`, decoded bytes of the windows that are open at a time, in all lanes together.
-                Part of the order.
+            copy: False for batches that are read-only views of the mapped files wherever rows are read in the order in
+                which a raw column has them; other batches are fresh as ever.
+            window_bytes: for `"window"`, decoded bytes of the windows that are open at a time, in all lanes together;
+                while one is delivered, the next is decoded into as many. Part of the order.
             lanes: for `"window"`, deal the chunks to so many lanes; ranks whose number divides them take whole lanes,
                 so that a chunk is decoded by one rank only. Part of the order.
 
         Raises:
-            ValueError, TypeError: if an argument makes no sense.
+            ValueError, TypeError: if an argument makes no sense, or a batch or window is larger than the memory budget
+                that the store was opened with.
         """
         plan = self.plan(
             batch_size, shuffle=shuffle, seed=seed, remainder=remainder, window_bytes=window_bytes, lanes=lanes
         )
         rows = self if columns is None else self.select(*column_names(columns))
-        reading = Reading(rows.source(plan.order), plan, Replica(rank, world_size), with_rows)
+        reading = Reading(rows.source(plan.order), plan, Replica(rank, world_size), with_rows, copy)
         return BatchStream(reading, epochs=epochs, transform=transform)
 
 

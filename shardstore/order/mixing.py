@@ -95,6 +95,15 @@ class RepeatedWindows(Repeated):
             for window, part, places in self.order.windows(own_epoch, inside)
         ]
 
+    @property
+    def max_window_rows(self) -> int:
+        """Rows of the windows of all lanes together, at most."""
+        return self.order.max_window_rows
+
+    def following(self, window: Window) -> Window | None:
+        """Return the window that comes behind another one in its lane; None behind the last one of a round."""
+        return self.order.following(window)
+
 
 @dataclass(frozen=True)
 class MixtureOrder:
