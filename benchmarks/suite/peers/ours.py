@@ -23,6 +23,7 @@ class Shardstore(Peer):
 
     name: ClassVar[str] = "shardstore"
     distributions: ClassVar = ("shardstore",)
+    imports: ClassVar = ("google_crc32c", "numcodecs.zstd")
     layouts: ClassVar = ALL_LAYOUTS
     mixes: ClassVar[str] = "all rows (zstd: windows of 64 MiB)"
     how: ClassVar[str] = "`store.batches(256, shuffle=True)`, `store.take(rows)`; tokens: `store.windows`"
