@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks import common
-from benchmarks.suite import machine, schedule
+from benchmarks.suite import machine, report, schedule
 from benchmarks.suite.jobs import JOBS, Job
 from benchmarks.suite.peers import all_peers
 from benchmarks.suite.peers.ours import OURS
@@ -38,18 +38,21 @@ def quick(job: Job) -> Job:
 
 
 def chosen(names: str | None, known: list[str]) -> list[str]:
-    """Return those of the known names that contain one of some words, which commas separate.
+    """Return those of the known names that some words mean, which commas separate: a name, or a part of names.
 
     Raises:
-        ValueError: if a word is in none of them.
+        ValueError: if a word means none of them.
     """
     if not names:
         return known
-    words = [word.strip().lower() for word in names.split(",")]
-    for word in words:
-        if not any(word in name.lower() for name in known):
+    found: set[str] = set()
+    for word in (word.strip().lower() for word in names.split(",")):
+        exact = [name for name in known if name.lower() == word]
+        meant = exact or [name for name in known if word in name.lower()]
+        if not meant:
             raise ValueError(f"there is no {word!r}; there are {', '.join(known)}")
-    return [name for name in known if any(word in name.lower() for word in words)]
+        found.update(meant)
+    return [name for name in known if name in found]
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -58,8 +61,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", help=f"words in the names of jobs, with commas: {', '.join(JOBS)}")
-    parser.add_argument("--peers", help="words in the names of peers, with commas")
+    parser.add_argument("--jobs", help=f"names of jobs or parts of names, with commas: {', '.join(JOBS)}")
+    parser.add_argument("--peers", help="names of peers or parts of names, with commas")
     parser.add_argument("--rounds", type=int, help=f"rounds of warm runs (default: {defaults.rounds})")
     parser.add_argument("--cold-rounds", type=int, help=f"rounds of cold runs (default: {defaults.cold_rounds})")
     parser.add_argument("--quick", action="store_true", help="few rows and short runs, to see whether all works")
@@ -103,6 +106,8 @@ def main(arguments: list[str]) -> None:
     results = Results.load(options.json) if options.json.exists() else Results()
     if not options.report:
         measure(options, results)
+    for path in report.write_report(results, all_peers(), OURS, options.page):
+        print(path.name)
 
 
 if __name__ == "__main__":

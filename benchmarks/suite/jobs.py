@@ -122,6 +122,13 @@ class Dumps:
         parts = [np.load(path) for path in self.paths(name)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Return all rows in memory as `x` `(rows, *shape)` and `y`, for every layout but documents."""
+        if self.job.layout == "windows":
+            x = self.array("tokens")[: self.job.rows * self.job.shape[0]].reshape(-1, *self.job.shape)
+            return {"x": x, "y": np.arange(self.job.rows)}
+        return {"x": self.array("x"), "y": self.array("y")}
+
     def offsets(self) -> NDArray[np.int64]:
         """Return where the documents of all files begin and end, int64 `(documents + 1,)`."""
         parts = [np.load(path) for path in self.paths("offsets")]

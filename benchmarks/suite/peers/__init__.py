@@ -10,6 +10,10 @@ MODULES = (
     "ours",
     "arrays",
     "memmaps",
+    "torch_tensors",
+    "ninja",
+    "zarrs",
+    "hdf5",
 )
 """Modules of this package, each with a tuple `PEERS` of peers, in the order of the tables."""
 

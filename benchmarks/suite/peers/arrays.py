@@ -27,9 +27,7 @@ class InRam(Peer):
         job = data.job
         if job.layout == "ragged":
             return Documents(data.array("values"), data.offsets(), data.array("y"))
-        if job.layout == "windows":
-            return Rows({"x": data.array("tokens").reshape(-1, *job.shape)}, job.rows)
-        return Rows({"x": data.array("x"), "y": data.array("y")}, job.rows)
+        return Rows(data.table(), job.rows)
 
 
 class Rows(Dataset):

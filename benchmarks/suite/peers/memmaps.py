@@ -86,22 +86,17 @@ class MemmapPerShard(Peer):
 
     name: ClassVar[str] = "np.memmap per shard"
     distributions: ClassVar = ("numpy",)
+    layouts: ClassVar[frozenset[Layout]] = frozenset({"array", "windows"})
     how: ClassVar[str] = "rows sorted and split by shard, fancy indexing in each"
     sharded: ClassVar[bool] = True
 
     def ingest(self, data: Dumps, target: Path) -> None:
-        """Cut the dumps into files of so many rows."""
+        """Cut the rows into files of so many."""
         target.mkdir()
-        job = data.job
-        each = -(-job.rows // job.shards)
-        for name in ("x", "y"):
-            parts = [np.load(path, mmap_mode="r") for path in data.paths(name)]
-            starts = np.cumsum([0, *map(len, parts)])
-            for number, first in enumerate(range(0, job.rows, each)):
-                last = min(first + each, job.rows)
-                overlaps = zip(parts, starts, strict=False)
-                shard = [part[max(0, first - start) : max(0, last - start)] for part, start in overlaps]
-                np.save(target / f"{name}-{number:05d}.npy", np.concatenate(shard))
+        each = -(-data.job.rows // data.job.shards)
+        for name, rows in data.table().items():
+            for number, first in enumerate(range(0, len(rows), each)):
+                np.save(target / f"{name}-{number:05d}.npy", rows[first : first + each])
 
     def open(self, target: Path, data: Dumps) -> Dataset:
         """Map the files."""
