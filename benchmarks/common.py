@@ -11,14 +11,16 @@ import argparse
 import gc
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -122,7 +124,12 @@ class ChildRun:
 
 
 def run_in_child(
-    function: Callable[..., Any], *arguments: Any, imports: Sequence[str] = ("shardstore",), interval: float = 0.005
+    function: Callable[..., Any],
+    *arguments: Any,
+    imports: Sequence[str] = ("shardstore",),
+    interval: float = 0.005,
+    timeout: float | None = None,
+    method: str = "spawn",
 ) -> ChildRun:
     """Call a module-level function in a fresh process that has imported `imports`, and watch its memory.
 
@@ -131,33 +138,62 @@ def run_in_child(
         arguments: the function's.
         imports: modules to import before the call, so that they count neither as time nor as memory of it.
         interval: seconds between two looks at the memory, at least.
+        timeout: seconds, imports included, after which the process and all that it has started are killed. What it
+            leaves running once it has a result is then killed, too.
+        method: how the process starts, as `multiprocessing` calls it.
+
+    Raises:
+        RuntimeError: if the function raised, or its process died.
+        TimeoutError: if it was killed.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function, arguments, imports))
+    alone = timeout is not None
+    process = context.Process(target=_serve, args=(theirs, function, arguments, imports, alone))
     process.start()
     theirs.close()
     try:
-        ours.recv()
-        before = peak = memory_of(process.pid or 0)
-        ours.send("go")
-        pause = interval
-        while not ours.poll(pause):
-            start = time.perf_counter()
-            now = memory_of(process.pid or 0)
-            # Looking at mapped files takes the processes' own time, too: a twentieth of it at most.
-            pause = max(interval, 20 * (time.perf_counter() - start))
-            peak = Memory(max(peak.anonymous, now.anonymous), max(peak.file_backed, now.file_backed))
-        result = ours.recv()
-        process.join()
+        return _watch(ours, process.pid or 0, interval, timeout)
     except EOFError:
         raise RuntimeError(f"{function.__name__} failed in its process; its traceback is above") from None
-    return ChildRun(result, before, peak)
+    finally:
+        ours.close()
+        if alone:
+            process.join(1)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()
+        process.join()
+
+
+def _watch(ours: Connection, process: int, interval: float, timeout: float | None) -> ChildRun:
+    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+    if not ours.poll(timeout):
+        raise TimeoutError(f"no start within {timeout:g} s")
+    ours.recv()
+    before = peak = memory_of(process)
+    ours.send("go")
+    pause = interval
+    while not ours.poll(pause):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no result within {timeout:g} s")
+        start = time.perf_counter()
+        now = memory_of(process)
+        # Looking at mapped files takes the processes' own time, too: a twentieth of it at most.
+        pause = max(interval, 20 * (time.perf_counter() - start))
+        peak = Memory(max(peak.anonymous, now.anonymous), max(peak.file_backed, now.file_backed))
+    return ChildRun(ours.recv(), before, peak)
 
 
 def _serve(
-    connection: Connection, function: Callable[..., Any], arguments: Sequence[Any], imports: Sequence[str]
+    connection: Connection,
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    imports: Sequence[str],
+    alone: bool,
 ) -> None:
+    if alone:
+        os.setsid()  # so that it can be killed with all that it starts
     # A spawned process would spawn its own ones, too; let them begin as they would in a program of their own.
     multiprocessing.set_start_method(None, force=True)
     for name in imports:

@@ -97,7 +97,7 @@ def main() -> None:
         common.alternate(smaller, 3, warm_up=False)
     figures = [common.Figure(name, [nbytes / s / common.MB for s in runs], "MB/s") for name, runs in seconds.items()]
     figures += [
-        common.Figure("ingest / cp", common.speed_ratios(seconds, "ingest", "cp"), "×", 0.6),
+        common.Figure("ingest / cp", common.speed_ratios(seconds, "ingest", "cp"), "×", 0.8),
         common.Figure("ingest, split / cp", common.speed_ratios(seconds, "ingest, split", "cp"), "×"),
     ]
     for name, children in runs.items():

@@ -1,15 +1,22 @@
 """A shuffled epoch from a store, beside the same loop over arrays in RAM and over one np.memmap.
 
-600,000 rows of float32[128] and an int64 in shards of 4 MiB, in batches of 256 rows as dicts of torch tensors, one
-process, everything in the page cache and the page tables. The loops over arrays make a permutation of all rows with
-NumPy first; they are timed with it and without it. The store always counts its own.
+100 shards of rows of each kind, in batches of 256 rows as dicts of torch tensors, one process, everything in the page
+cache and the page tables. With each row goes an int64.
 
-    python benchmarks/shuffled_epoch.py [--json PATH]
+- narrow: 1,638,400 rows of float32[8].
+- medium: 819,200 rows of float32[128].
+- wide: 6,400 images of uint8[3, 224, 224].
+
+The loops over arrays make a permutation of all rows with NumPy first; they are timed with it and without it. The store
+always counts its own.
+
+    python benchmarks/shuffled_epoch.py [--kinds narrow,medium,wide] [--json PATH]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import common
@@ -20,17 +27,50 @@ from numpy.typing import NDArray
 import shardstore
 from shardstore.torch import StoreIterableDataset
 
-WIDTH = 128
 BATCH = 256
+SHARDS = 100
 Batch = dict[str, torch.Tensor]
 Pick = Callable[[NDArray[np.generic], NDArray[np.int64]], NDArray[np.generic]]
 
 
-def make_data(directory: Path, rows: int) -> tuple[Path, NDArray[np.float32], NDArray[np.int64]]:
+@dataclass(frozen=True)
+class Kind:
+    """Rows of a shape.
+
+    Attributes:
+        dtype: of the values.
+        shape: of a row.
+        shard_rows: rows of each shard.
+        ram_target: how fast the store is to be, relative to the loop over arrays in RAM.
+        memmap_target: the same, relative to fancy indexing of a memmap.
+    """
+
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+    shard_rows: int
+    ram_target: float
+    memmap_target: float | None = None
+
+
+KINDS = {
+    "narrow": Kind(np.float32, (8,), 16_384, 1.0),
+    "medium": Kind(np.float32, (128,), 8_192, 1.0, 2.0),
+    "wide": Kind(np.uint8, (3, 224, 224), 64, 0.95),
+}
+
+
+def make_data(directory: Path, kind: Kind) -> tuple[Path, NDArray[np.generic], NDArray[np.int64]]:
     """Write the store, and beside it each column as one file; return the store's path and the arrays."""
-    x, y = common.random_rows(rows, WIDTH), np.arange(rows, dtype=np.int64)
+    directory.mkdir()
+    rows = SHARDS * kind.shard_rows
+    x = np.empty((rows, *kind.shape), kind.dtype)
+    y = np.arange(rows, dtype=np.int64)
+    numbers = np.random.default_rng(0).random(1_000_003, np.float32) * 255
+    flat = x.reshape(-1)
+    for start in range(0, len(flat), len(numbers)):
+        flat[start : start + len(numbers)] = numbers[: len(flat) - start]
     path = directory / "store"
-    with shardstore.Writer(path, shard_bytes="4MiB") as writer:
+    with shardstore.Writer(path, shard_bytes=kind.shard_rows * x[0].nbytes) as writer:
         writer.append({"x": x, "y": y})
     x.tofile(directory / "x.bin")
     y.tofile(directory / "y.bin")
@@ -68,37 +108,51 @@ def drain(batches: Iterator[Batch]) -> None:
         pass
 
 
-def main() -> None:
-    parser = common.parser(__doc__, repeats=15)
-    parser.add_argument("--rows", type=int, default=600_000)
-    options = parser.parse_args()
+def measure(directory: Path, kind: Kind, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of an epoch of each way."""
+    path, x, y = make_data(directory, kind)
+    x_map = np.memmap(directory / "x.bin", kind.dtype, "r", shape=x.shape)
+    y_map = np.memmap(directory / "y.bin", np.int64, "r", shape=y.shape)
+    store = shardstore.open(path)
+    dataset = StoreIterableDataset(store, batch_size=BATCH, shuffle=True)
     rng = np.random.default_rng(0)
-    with common.workspace(options.dir) as directory:
-        path, x, y = make_data(directory, options.rows)
-        x_map = np.memmap(directory / "x.bin", np.float32, "r", shape=x.shape)
-        y_map = np.memmap(directory / "y.bin", np.int64, "r", shape=y.shape)
-        store = shardstore.open(path)
-        dataset = StoreIterableDataset(store, batch_size=BATCH, shuffle=True)
-        order = rng.permutation(options.rows)
-        ways = {
-            "RAM": lambda: drain(array_batches(x, y, order, take)),
-            "RAM with permutation": lambda: drain(array_batches(x, y, rng.permutation(options.rows), take)),
-            "memmap": lambda: drain(array_batches(x_map, y_map, order, fancy)),
-            "memmap with permutation": lambda: drain(array_batches(x_map, y_map, rng.permutation(options.rows), fancy)),
-            "store.batches": lambda: drain(store_batches(store)),
-            "StoreIterableDataset": lambda: drain(iter(dataset)),
-        }
-        seconds = common.alternate({name: common.timed(work) for name, work in ways.items()}, options.repeats)
+    order = rng.permutation(len(y))
+    ways = {
+        "RAM": lambda: drain(array_batches(x, y, order, take)),
+        "RAM with permutation": lambda: drain(array_batches(x, y, rng.permutation(len(y)), take)),
+        "memmap": lambda: drain(array_batches(x_map, y_map, order, fancy)),
+        "memmap with permutation": lambda: drain(array_batches(x_map, y_map, rng.permutation(len(y)), fancy)),
+        "store.batches": lambda: drain(store_batches(store)),
+        "StoreIterableDataset": lambda: drain(iter(dataset)),
+    }
+    return common.alternate({name: common.timed(work) for name, work in ways.items()}, repeats)
+
+
+def figures_of(name: str, kind: Kind, seconds: dict[str, list[float]]) -> list[common.Figure]:
+    """Return rows a second of each way, and what the store's are relative to the others'."""
+    rows = SHARDS * kind.shard_rows
     figures = [
-        common.Figure(name, [options.rows / s / 1e6 for s in runs], "M rows/s") for name, runs in seconds.items()
+        common.Figure(f"{name}, {way}", [rows / s / 1e6 for s in runs], "M rows/s") for way, runs in seconds.items()
     ]
     for ours in ("store.batches", "StoreIterableDataset"):
-        for theirs in ways:
-            target = 0.9 if theirs.startswith("RAM") else 2.0
+        for theirs in seconds:
             if theirs.startswith(("RAM", "memmap")):
+                target = kind.ram_target if theirs.startswith("RAM") else kind.memmap_target
                 ratios = common.speed_ratios(seconds, ours, theirs)
-                figures.append(common.Figure(f"{ours} / {theirs}", ratios, "×", target))
-    common.report(f"Shuffled epoch of {options.rows:,} rows", figures, options.json, seconds=seconds)
+                figures.append(common.Figure(f"{name}, {ours} / {theirs}", ratios, "×", target))
+    return figures
+
+
+def main() -> None:
+    parser = common.parser(__doc__, repeats=7)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of rows (default: %(default)s)")
+    options = parser.parse_args()
+    seconds, figures = {}, []
+    for name in options.kinds.split(","):
+        with common.workspace(options.dir) as directory:
+            seconds[name] = measure(directory / name, KINDS[name], options.repeats)
+        figures += figures_of(name, KINDS[name], seconds[name])
+    common.report(f"Shuffled epoch of {SHARDS} shards", figures, options.json, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""`shardstore ingest` and `export`: rows into a store, and back out of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import shardstore
+from shardstore.building import Mode
+from shardstore.cli.app import StorePath, app, fail, out, user_errors
+from shardstore.column_types import Categorical, ColumnType
+from shardstore.export import export_npy
+from shardstore.reports import size_text
+from shardstore.schema import DEFAULT_SHARD_BYTES
+from shardstore.sources.named import ROLES
+from shardstore.sources.paths import find_files, order_note
+
+
+@app.command()
+def ingest(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SOURCE]... DEST",
+            help="Files, quoted globs or directories of .npy and .npz, then the new store's directory.",
+            show_default=False,
+        ),
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Cut the last axis into columns, such as 'x=:-1,y=-1@int64'.", show_default=False),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=GLOB: a column from parallel files; of a ragged one NAME.values=GLOB and NAME.offsets=GLOB (or "
+            ".lengths, .padded, .rows); may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            help="NAME=TYPE: what a column's rows are, such as bfloat16, utf8, ragged[uint16], categorical or "
+            "categorical:cat,dog; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="raw, zstd, zstd:LEVEL or blosc:CNAME for all columns, or COLUMN=CODEC; may be given again.",
+            show_default="raw",
+        ),
+    ] = None,
+    shard_bytes: Annotated[str, typer.Option(help="Target size of the widest column's shards.")] = DEFAULT_SHARD_BYTES,
+    chunk_bytes: Annotated[
+        str | None,
+        typer.Option(help="Target size of a decoded chunk.", show_default="256KiB raw, 64KiB compressed"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store at DEST.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="by cores")] = None,
+) -> None:
+    """Convert .npy and .npz files into a new store."""
+    with user_errors():
+        *sources, dest = paths
+        by_name = _columns(column or [])
+        if by_name and sources:
+            fail(f"with --column, only DEST may follow, found also {' '.join(sources)}", 2)
+        if not by_name and not sources:
+            fail("name at least one source, and DEST last", 2)
+        if sources and (note := order_note(find_files(sources))):
+            print(note, file=sys.stderr)
+        mode: Mode = "overwrite" if overwrite else "create"
+        store = shardstore.ingest(
+            by_name or sources,
+            dest,
+            split=split,
+            types=_types(types or []),
+            codec=_codecs(codec or ["raw"]),
+            shard_bytes=shard_bytes,
+            chunk_bytes=chunk_bytes,
+            workers=workers,
+            mode=mode,
+        )
+        shards = sum(entry.num_shards for entry in store.manifest.columns.values())
+        out.print(
+            f"{dest}: {len(store):,} rows, columns {', '.join(store.columns)}, {shards} shard files, "
+            f"{size_text(store.nbytes)} of data, {size_text(store.stored_nbytes)} on disk",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+@app.command()
+def export(
+    path: StorePath,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory.", show_default=False)],
+) -> None:
+    """Write a store's columns back to .npy files."""
+    with user_errors(), shardstore.open(path) as store:
+        for file in export_npy(store, directory):
+            out.print(str(file), soft_wrap=True, markup=False)
+
+
+def _pairs(items: list[str], option: str, form: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name or not value:
+            fail(f"{option} {item!r}: expected {form}", 2)
+        if name in pairs:
+            fail(f"{option}: {name!r} is named twice", 2)
+        pairs[name] = value
+    return pairs
+
+
+def _columns(items: list[str]) -> dict[str, str | dict[str, str]]:
+    """Return the sources of columns by name; `NAME.values=GLOB` and its like belong to one ragged column."""
+    columns: dict[str, str | dict[str, str]] = {}
+    for key, paths in _pairs(items, "--column", "NAME=GLOB").items():
+        name, dot, role = key.partition(".")
+        if dot and role not in ROLES:
+            fail(f"--column {key!r}: expected NAME, or NAME with one of {', '.join('.' + r for r in ROLES)}", 2)
+        if (not dot and name in columns) or isinstance(columns.get(name), str):
+            fail(f"--column: {name!r} is named twice", 2)
+        group = columns.setdefault(name, {} if dot else paths)
+        if dot and isinstance(group, dict):
+            group[role] = paths
+    return columns
+
+
+def _types(items: list[str]) -> dict[str, str | ColumnType]:
+    types: dict[str, str | ColumnType] = {}
+    for name, text in _pairs(items, "--type", "NAME=TYPE").items():
+        kind, colon, categories = text.partition(":")
+        types[name] = Categorical(categories.split(",")) if colon and kind == "categorical" else text
+    return types
+
+
+def _codecs(items: list[str]) -> str | dict[str, str]:
+    if len(items) == 1 and "=" not in items[0]:
+        return items[0]
+    return _pairs(items, "--codec", "COLUMN=CODEC")
