@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -27,6 +29,7 @@ class Task(Generic[_Result]):
         self._results: list[_Result] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"shardstore-{name}", daemon=True)
+        _running.add(self)
         self._thread.start()
 
     def _run(self) -> None:
@@ -66,7 +69,10 @@ def in_background(make: Callable[[], Iterable[_Item]], ahead: int) -> Generator[
     """
     process = os.getpid()
     handover: _Handover[_Item] = _Handover(ahead)
-    thread = threading.Thread(target=handover.fill, args=(make,), name="shardstore-loader", daemon=True)
+    thread = handover.thread = threading.Thread(
+        target=handover.fill, args=(make,), name="shardstore-loader", daemon=True
+    )
+    _running.add(handover)
     thread.start()
     try:
         for item in handover.items():
@@ -76,7 +82,6 @@ def in_background(make: Callable[[], Iterable[_Item]], ahead: int) -> Generator[
     finally:
         if os.getpid() == process:
             handover.stop()
-            thread.join()
 
 
 class _Handover(Generic[_Item]):
@@ -87,6 +92,7 @@ class _Handover(Generic[_Item]):
         self._ended = False
         self._stopped = False
         self._changed = threading.Condition()
+        self.thread: threading.Thread | None = None
 
     def fill(self, make: Callable[[], Iterable[_Item]]) -> None:
         """Make all items, until the consumer stops."""
@@ -122,8 +128,28 @@ class _Handover(Generic[_Item]):
             raise self._error
 
     def stop(self) -> None:
-        """Let go of all that is waiting, and of the thread."""
+        """Let go of all that is waiting, and wait for the thread to end."""
         with self._changed:
             self._stopped = True
             self._waiting.clear()
             self._changed.notify_all()
+        if self.thread is not None:
+            self.thread.join()
+
+
+# Whatever a thread does while the interpreter is taken down may end in a crash, so all are stopped before.
+_running: weakref.WeakSet[Task[Any] | _Handover[Any]] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    for work in list(_running):
+        work.stop()
+
+
+def _forget_all() -> None:
+    _running.clear()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

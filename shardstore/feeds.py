@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.background import Task
+from shardstore.buffers import Allocate
 from shardstore.order import MixtureOrder, Order, RepeatedWindows, Sequential, WindowShuffle
 from shardstore.order.orders import Window
 from shardstore.ragged import Ragged, Values, place_parts
@@ -35,6 +36,9 @@ class Located(Protocol):
 
     def names(self, start: int, stop: int) -> Arrays:
         """Return fresh arrays that tell which rows these are: `"rows"`, their numbers in the store."""
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return the numbers of these rows in the table, as int64 that the caller must not change."""
 
 
 class Feed(Protocol):
@@ -58,11 +62,11 @@ class RowSource(Protocol):
     def decoded(self) -> tuple[str, ...]:
         """The columns that have to be decoded, a chunk at a time."""
 
-    def gather(self, rows: Rows) -> Arrays:
-        """Return fresh arrays of some rows of all columns."""
+    def gather(self, rows: Rows, empty: Allocate) -> Arrays:
+        """Return some rows of all columns in arrays made by `empty`."""
 
-    def gather_run(self, start: int, stop: int, copy: bool) -> Arrays:
-        """Return consecutive rows of all columns: fresh arrays, or without `copy` views where there can be any."""
+    def gather_run(self, start: int, stop: int, empty: Allocate | None) -> Arrays:
+        """Return consecutive rows of all columns in arrays made by `empty`; without it, as views where possible."""
 
     def wants(self, count: int) -> bool:
         """Whether so many rows that will be read soon should be named to `expect` or `expect_run`."""
@@ -92,41 +96,53 @@ class RowSource(Protocol):
 Windowed = WindowShuffle | RepeatedWindows
 
 
-def feed_of(source: RowSource, order: Order, copy: bool = True) -> Feed:
-    """Return the feed that suits an order and the columns of a source; without `copy`, rows may be views."""
+def feed_of(source: RowSource, order: Order, empty: Allocate = np.empty, copy: bool = True) -> Feed:
+    """Return the feed that suits an order and the columns of a source.
+
+    Args:
+        source: the rows.
+        order: which of them comes when.
+        empty: makes the arrays that rows are gathered into.
+        copy: whether all are gathered; else consecutive ones may be views of files.
+    """
     if isinstance(order, Windowed) and source.decoded:
-        return WindowFeed(source, order)
+        return WindowFeed(source, order, empty)
     if isinstance(order, Sequential):
-        return RunFeed(source, copy)
-    return DirectFeed(source, order)
+        return RunFeed(source, empty if copy else None)
+    return DirectFeed(source, order, empty)
 
 
 class DirectFeed:
     """Reads rows where they are."""
 
-    def __init__(self, source: RowSource, order: Order) -> None:
+    def __init__(self, source: RowSource, order: Order, empty: Allocate) -> None:
         self._source = source
         self._order = order
+        self._empty = empty
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the rows at some positions."""
-        return _LocatedRows(self._source, self._order.rows(epoch, positions))
+        return _LocatedRows(self._source, self._order.rows(epoch, positions), self._empty)
 
     def close(self) -> None:
         """There is nothing to let go of."""
 
 
 class _LocatedRows:
-    def __init__(self, source: RowSource, rows: Rows) -> None:
+    def __init__(self, source: RowSource, rows: Rows, empty: Allocate) -> None:
         self._source = source
         self._rows = rows
+        self._empty = empty
 
     def expect(self, start: int, stop: int) -> None:
         if self._source.wants(stop - start):
             self._source.expect(self._rows[start:stop])
 
     def gather(self, start: int, stop: int) -> Arrays:
-        return self._source.gather(self._rows[start:stop])
+        return self._source.gather(self._rows[start:stop], self._empty)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        return self._rows[start:stop]
 
     def names(self, start: int, stop: int) -> Arrays:
         # A copy, so that a batch's row numbers are as much its own as its columns.
@@ -136,22 +152,22 @@ class _LocatedRows:
 class RunFeed:
     """Reads rows in the table's own order: those that follow one another, as one run."""
 
-    def __init__(self, source: RowSource, copy: bool) -> None:
+    def __init__(self, source: RowSource, empty: Allocate | None) -> None:
         self._source = source
-        self._copy = copy
+        self._empty = empty
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the rows at some positions: these themselves."""
-        return _LocatedRuns(self._source, positions, self._copy)
+        return _LocatedRuns(self._source, positions, self._empty)
 
     def close(self) -> None:
         """There is nothing to let go of."""
 
 
 class _LocatedRuns(_LocatedRows):
-    def __init__(self, source: RowSource, rows: Rows, copy: bool) -> None:
-        super().__init__(source, rows)
-        self._copy = copy
+    def __init__(self, source: RowSource, rows: Rows, empty: Allocate | None) -> None:
+        super().__init__(source, rows, empty or np.empty)
+        self._run_empty = empty
         # Ranks and workers leave out rows, and padding repeats some: from there on, each row is found by itself.
         steps = np.flatnonzero(np.diff(rows) != 1)
         self._run_ends = np.append(steps + 1, len(rows))
@@ -169,7 +185,7 @@ class _LocatedRuns(_LocatedRows):
         if not self._is_run(start, stop):
             return super().gather(start, stop)
         first = int(self._rows[start])
-        return self._source.gather_run(first, first + stop - start, self._copy)
+        return self._source.gather_run(first, first + stop - start, self._run_empty)
 
 
 class WindowFeed:
@@ -179,8 +195,9 @@ class WindowFeed:
     for two. A window's buffers take the next but one.
     """
 
-    def __init__(self, source: RowSource, order: Windowed) -> None:
+    def __init__(self, source: RowSource, order: Windowed, empty: Allocate) -> None:
         self._source = source
+        self._empty = empty
         self._order = order
         self._staged: dict[int, _StagedWindow] = {}
         self._coming: dict[int, tuple[Window, Task[_StagedWindow]]] = {}
@@ -190,7 +207,7 @@ class WindowFeed:
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the windows that hold some positions, and the places there."""
-        return _LocatedPlaces(self, len(positions), self._order.windows(epoch, positions))
+        return _LocatedPlaces(self, len(positions), self._order.windows(epoch, positions), self._empty)
 
     @property
     def source(self) -> RowSource:
@@ -258,8 +275,11 @@ class _StagedWindow:
 class _LocatedPlaces:
     """Positions sorted into windows, and their rows' places there."""
 
-    def __init__(self, feed: WindowFeed, count: int, windows: list[tuple[Window, slice | Rows, Rows]]) -> None:
+    def __init__(
+        self, feed: WindowFeed, count: int, windows: list[tuple[Window, slice | Rows, Rows]], empty: Allocate
+    ) -> None:
         self._feed = feed
+        self._empty = empty
         self._windows = windows
         # Where a window has consecutive positions (always, with one lane), no position is looked for.
         self._rows: Rows | None = None
@@ -272,7 +292,7 @@ class _LocatedPlaces:
 
     def gather(self, start: int, stop: int) -> Arrays:
         source = self._feed.source
-        merged = _Merged(stop - start)
+        merged = _Merged(stop - start, self._empty)
         for window, where, places in self._parts(start, stop):
             staged = self._feed.staged(window)
             for name in source.decoded:
@@ -288,10 +308,13 @@ class _LocatedPlaces:
                 gathered[name] = source.read_ragged(name, rows)
             else:
                 assert rows is not None
-                out = np.empty((stop - start, *field.row_shape), field.dtype)
+                out = self._empty((stop - start, *field.row_shape), field.dtype)
                 source.read(name, rows, out)
                 gathered[name] = out
         return gathered
+
+    def rows(self, start: int, stop: int) -> Rows:
+        return self._all_rows()[start:stop]
 
     def names(self, start: int, stop: int) -> Arrays:
         return {"rows": self._feed.source.store_rows(self._all_rows()[start:stop]).copy()}
@@ -323,14 +346,16 @@ class _LocatedPlaces:
 class MixtureFeed:
     """Reads the rows of each source of a mixture with a feed of the source's own, and puts them where they belong."""
 
-    def __init__(self, feeds: Sequence[Feed], order: MixtureOrder) -> None:
+    def __init__(self, feeds: Sequence[Feed], order: MixtureOrder, empty: Allocate) -> None:
         self._feeds = feeds
         self._order = order
+        self._empty = empty
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the rows at some positions, source by source."""
         dealt = self._order.deal(positions)
-        return _LocatedParts([(number, where, self._feeds[number].locate(epoch, own)) for number, where, own in dealt])
+        parts = [(number, where, self._feeds[number].locate(epoch, own)) for number, where, own in dealt]
+        return _LocatedParts(parts, self._order.first_rows, self._empty)
 
     def close(self) -> None:
         """Let go of what is being read ahead."""
@@ -341,8 +366,10 @@ class MixtureFeed:
 class _LocatedParts:
     """Positions sorted by source: the number of each source, which positions it has (ascending), and their rows."""
 
-    def __init__(self, parts: list[tuple[int, Rows, Located]]) -> None:
+    def __init__(self, parts: list[tuple[int, Rows, Located]], first_rows: list[int], empty: Allocate) -> None:
         self._parts = parts
+        self._first_rows = first_rows
+        self._empty = empty
 
     def expect(self, start: int, stop: int) -> None:
         for _, where, located in self._parts:
@@ -351,6 +378,13 @@ class _LocatedParts:
     def gather(self, start: int, stop: int) -> Arrays:
         return self._merged(start, stop, lambda _, located, first, last: located.gather(first, last))
 
+    def rows(self, start: int, stop: int) -> Rows:
+        def numbered(number: int, located: Located, first: int, last: int) -> Arrays:
+            return {"rows": located.rows(first, last) + self._first_rows[number]}
+
+        rows: Rows = self._merged(start, stop, numbered)["rows"]  # type: ignore[assignment]
+        return rows
+
     def names(self, start: int, stop: int) -> Arrays:
         def named(number: int, located: Located, first: int, last: int) -> Arrays:
             return {**located.names(first, last), "source": np.full(last - first, number, np.int64)}
@@ -358,7 +392,7 @@ class _LocatedParts:
         return self._merged(start, stop, named)
 
     def _merged(self, start: int, stop: int, read: Callable[[int, Located, int, int], Arrays]) -> Arrays:
-        merged = _Merged(stop - start)
+        merged = _Merged(stop - start, self._empty)
         for number, where, located in self._parts:
             first, last = np.searchsorted(where, (start, stop)).tolist()
             if first == last:
@@ -372,10 +406,11 @@ class _LocatedParts:
 
 
 class _Merged:
-    """Fresh columns of `count` rows that come in parts."""
+    """Columns of `count` rows that come in parts, in arrays made by `empty`."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, empty: Allocate) -> None:
         self._count = count
+        self._empty = empty
         self._fixed: dict[str, NDArray[Any]] = {}
         self._ragged: dict[str, list[tuple[slice | Rows, Ragged]]] = {}
 
@@ -386,7 +421,7 @@ class _Merged:
             return
         out = self._fixed.get(name)
         if out is None:
-            out = self._fixed[name] = np.empty((self._count, *rows.shape[1:]), rows.dtype)
+            out = self._fixed[name] = self._empty((self._count, *rows.shape[1:]), rows.dtype)
         if places is None:
             out[where] = rows
         elif isinstance(where, slice):

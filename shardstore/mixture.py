@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shardstore.buffers import Allocate
 from shardstore.errors import SchemaError
 from shardstore.feeds import Feed, MixtureFeed
 from shardstore.order import (
@@ -200,6 +201,7 @@ class MixtureRows:
     def __init__(self, tables: tuple[Table, ...], order: MixtureOrder) -> None:
         self._tables = tables
         self._order = order
+        self.count = sum(len(table) for table in tables)
         self.columns = tables[0].columns
         self.names = ("rows", "source")
         self.row_nbytes = tables[0].row_nbytes
@@ -222,9 +224,9 @@ class MixtureRows:
     def _sources(self) -> tuple[StreamSource, ...]:
         return tuple(table.source(order) for table, order in zip(self._tables, self._order.sources, strict=True))
 
-    def feed(self, copy: bool = True) -> Feed:
+    def feed(self, empty: Allocate = np.empty, copy: bool = True) -> Feed:
         """Return a new feed of the rows in their order, which are always copied."""
-        return MixtureFeed([source.feed() for source in self._sources], self._order)
+        return MixtureFeed([source.feed(np.empty) for source in self._sources], self._order, empty)
 
     def fingerprint(self) -> str:
         """Return what tells these rows from others: the stores and selections in their order, but not the columns."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shardstore.access import DEFAULT_ACCESS, RUN_AHEAD_NBYTES, AccessOptions, Budget, PageKeeper
 from shardstore.cache import BoundedCache
-from shardstore.decoding import for_each
+from shardstore.decoding import decoders
 from shardstore.entries import ArrayEntry
 from shardstore.errors import CorruptionError
 from shardstore.locks import ForkSafeLock
@@ -393,6 +393,7 @@ class ChunkReader(Reader):
         self._footers: BoundedCache[int, Footer] = BoundedCache(
             self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
         )
+        self._decoders = decoders()
         self._decodes = 0
         self._counting = ForkSafeLock()
 
@@ -403,7 +404,7 @@ class ChunkReader(Reader):
             chunk, positions, local = group
             out[positions] = np.take(self._chunk(chunk), local, axis=0)
 
-        for_each(copy, list(_group(rows, self._layout.chunk_rows)))
+        self._decoders.for_each(copy, list(_group(rows, self._layout.chunk_rows)))
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Decode consecutive rows into a fresh array."""
@@ -438,8 +439,8 @@ class ChunkReader(Reader):
             for first, last, place in parts[chunk]:
                 out[place : place + last - first] = decoded[first:last]
 
-        for_each(decode, spans)
-        for_each(copy, list(parts))
+        self._decoders.for_each(decode, spans)
+        self._decoders.for_each(copy, list(parts))
 
     def _can_follow(self, spans: list[tuple[int, int, int]], chunk: int, place: int) -> bool:
         """Whether a chunk lies and goes behind the last span, in the same file, and that has not enough chunks."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstore.buffers import Allocate
 from shardstore.feeds import Feed, feed_of
 from shardstore.order import Order, WindowShuffle
 from shardstore.ragged import Ragged, Values, owned
@@ -90,6 +91,7 @@ class TableRows:
         self._files = files
         self._selection = selection
         self._order = order
+        self.count = len(selection)
         self.columns = columns
         self.names = ("rows",)
         self.schema = {name: files.field(name) for name in columns}
@@ -97,9 +99,9 @@ class TableRows:
         self.row_nbytes = sum(chunking.row_nbytes for chunking in chunkings.values())
         self.decoded = tuple(name for name, chunking in chunkings.items() if chunking.decoded)
 
-    def feed(self, copy: bool = True) -> Feed:
+    def feed(self, empty: Allocate = np.empty, copy: bool = True) -> Feed:
         """Return a new feed of the rows in their order; without `copy`, consecutive ones may be views."""
-        return feed_of(self, self._order, copy)
+        return feed_of(self, self._order, empty, copy)
 
     def check_budget(self, batch_size: int) -> None:
         """Raise `ValueError` if a batch, or a window of the order, does not fit the memory budget that was set."""
@@ -134,19 +136,19 @@ class TableRows:
         """Return what tells these rows from others: the store and the selection, but not the columns."""
         return f"{self._files.store_id}/{self._selection.fingerprint()}"
 
-    def gather(self, rows: Rows) -> dict[str, Values]:
-        """Return fresh arrays of some rows of all columns."""
+    def gather(self, rows: Rows, empty: Allocate) -> dict[str, Values]:
+        """Return some rows of all columns in arrays made by `empty`."""
         resolved = self._selection.resolve(rows)
-        return {name: take_rows(self._files, name, resolved) for name in self.columns}
+        return {name: take_rows(self._files, name, resolved, empty) for name in self.columns}
 
-    def gather_run(self, start: int, stop: int, copy: bool) -> dict[str, Values]:
-        """Return consecutive rows of all columns: fresh arrays, or without `copy` views where there can be any."""
+    def gather_run(self, start: int, stop: int, empty: Allocate | None) -> dict[str, Values]:
+        """Return consecutive rows of all columns in arrays made by `empty`; without it, as views where possible."""
         selection = self._selection
         if not selection.is_contiguous:
-            return self.gather(np.arange(start, stop, dtype=np.int64))
+            return self.gather(np.arange(start, stop, dtype=np.int64), empty or np.empty)
         first, last = selection.start + start, selection.start + stop
         slices = {name: self._files.read_slice(name, first, last) for name in self.columns}
-        return {name: owned(values) for name, values in slices.items()} if copy else slices
+        return slices if empty is None else {name: owned(values, empty) for name, values in slices.items()}
 
     def wants(self, count: int) -> bool:
         """Whether so many rows that will be read soon should be named to `expect` or `expect_run`."""
@@ -188,11 +190,11 @@ class TableRows:
         return self._selection.resolve(rows)
 
 
-def take_rows(files: ColumnFiles, name: str, rows: Rows) -> Values:
-    """Return a fresh array of some rows of one column."""
+def take_rows(files: ColumnFiles, name: str, rows: Rows, empty: Allocate = np.empty) -> Values:
+    """Return some rows of one column in an array made by `empty`; of a ragged one, in fresh arrays."""
     field = files.field(name)
     if field.is_ragged:
         return files.read_ragged(name, rows)
-    out = np.empty((len(rows), *field.row_shape), field.dtype)
+    out = empty((len(rows), *field.row_shape), field.dtype)
     files.read(name, rows, out)
     return out

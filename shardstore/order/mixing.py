@@ -185,10 +185,15 @@ class MixtureOrder:
     def rows(self, epoch: int, positions: Rows) -> Rows:
         """Return the rows at some positions."""
         rows = np.empty(len(positions), np.int64)
-        firsts = np.cumsum([0, *(order.count for order in self.orders)]).tolist()
         for source, where, own in self.deal(positions):
-            rows[where] = self.sources[source].rows(epoch, own) + firsts[source]
+            rows[where] = self.sources[source].rows(epoch, own) + self.first_rows[source]
         return rows
+
+    @cached_property
+    def first_rows(self) -> list[int]:
+        """The number that the first row of each source has among the rows of all."""
+        firsts: list[int] = np.cumsum([0, *(order.count for order in self.orders)])[:-1].tolist()
+        return firsts
 
     def describe(self) -> dict[str, int | str]:
         """Return how the mixture is made: quotas and the sources' own orders as hashes, for there may be many."""
