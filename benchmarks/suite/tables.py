@@ -7,6 +7,7 @@ from statistics import median
 
 from benchmarks.suite.jobs import JOBS
 from benchmarks.suite.peer import Peer
+from benchmarks.suite.peers.ours import OURS
 from benchmarks.suite.results import Cell, JobResults, Results, Stored
 
 Peers = Mapping[str, type[Peer]]
@@ -44,7 +45,7 @@ def number(value: float) -> str:
 
 
 def _digits(value: float) -> str:
-    if value >= 99.95:
+    if value >= 99.5:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 0.001 else "0"
 
@@ -61,7 +62,7 @@ def machine_text(results: Results) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['disk']}, "
         f"{machine['kernel']}, Python {machine['python']}; {packages}.\n\n"
-        f"{settings['rounds']} rounds warm, {settings['cold_rounds']} cold; an epoch is left after "
+        f"Rounds: {settings['rounds']} warm, {settings['cold_rounds']} cold. An epoch is left after "
         f"{settings['limit']:g} s, a run counts as hung after {settings['timeout']:g} s."
     )
 
@@ -87,9 +88,7 @@ def job_text(job: JobResults, peers: Peers) -> str:
     headers = ["rows/s", *(f"{HEADERS[mode]}{', cold' * (temperature == 'cold')}" for mode, temperature in COLUMNS)]
     speeds = [[_label(job, name, all_rows), *_speeds(job, name)] for name in names]
     costs = [[_label(job, name, all_rows), *cells] for name in names if (cells := _costs(job, name))]
-    cost_headers = [
-        "cost", "ingest", "on disk", "open", "first batch", "… cold", "first epoch", "own memory"
-    ]  # fmt: skip
+    cost_headers = ["cost", "ingest", "disk / dumps", "open", "first batch", "… cold", "first epoch", "own memory"]
     return "\n\n".join([text, markdown(headers, speeds), markdown(cost_headers, costs)])
 
 
@@ -119,8 +118,8 @@ def speed(cell: Cell | None) -> str:
     if not cell.samples:
         return cell.reason
     text, ratio = number(cell.rate()), cell.ratio()
-    if ratio is not None:
-        text += f" ({_digits(ratio)} ×)"
+    if ratio is not None and cell.peer != OURS:
+        text += f" ({ratio:,.0f} ×)" if ratio >= 9.95 else f" ({ratio:.2g} ×)"
     wrong = cell.problem() or cell.reason
     return f"{text}, **{wrong}**" if wrong else text
 
@@ -134,8 +133,8 @@ def _costs(job: JobResults, name: str) -> list[str] | None:
         has = cell is not None and cell.samples
         cells.append(milliseconds(median(s.first.first_seconds for s in cell.samples)) if cell and has else NOTHING)
     whole = [sample.first.rate for sample in warm.samples if sample.first.ended]
-    cells.append(number(median(whole)) if whole else "left")
-    cells.append(f"{median(s.anonymous for s in warm.samples) / 1e6:,.0f} MB")
+    cells.append(f"{number(median(whole))} rows/s" if whole else "left")
+    cells.append(megabytes(warm))
     return cells
 
 
@@ -150,6 +149,11 @@ def _stored(job: JobResults, stored: Stored | None, cell: Cell) -> list[str]:
 def milliseconds(seconds: float) -> str:
     """Return a time in milliseconds."""
     return f"{_digits(1e3 * seconds)} ms"
+
+
+def megabytes(cell: Cell) -> str:
+    """Return the memory of its own that a peer had at its peak."""
+    return f"{_digits(median(sample.anonymous for sample in cell.samples) / 1e6)} MB"
 
 
 # Jobs that differ in one number
@@ -182,8 +186,7 @@ def variable(job: JobResults, unit: str) -> int:
 def _group_costs(jobs: Sequence[JobResults], name: str) -> list[str]:
     cells = [job.cells.get((name, "shuffled", "warm")) for job in jobs]
     return [
-        f"{milliseconds(median(s.open_seconds + s.first.first_seconds for s in cell.samples))}; "
-        f"{median(s.anonymous for s in cell.samples) / 1e6:,.0f} MB"
+        f"{milliseconds(median(s.open_seconds + s.first.first_seconds for s in cell.samples))}; {megabytes(cell)}"
         if cell and cell.samples
         else NOTHING
         for cell in cells
