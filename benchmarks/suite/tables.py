@@ -15,6 +15,13 @@ Peers = Mapping[str, type[Peer]]
 COLUMNS = [(mode, temperature) for temperature in ("warm", "cold") for mode in ("shuffled", "sequential", "takes")]
 HEADERS = {"shuffled": "shuffled epoch", "sequential": "in order", "takes": "256 random rows"}
 NOTHING = "–"
+NOT_YET = "Not measured yet."
+FIGURES = {
+    "speed": "rows a second of shuffled epochs, by peer and job",
+    "cost": "ingest, disk, first batch and memory by peer",
+    "growth": "speed by number of rows and of shards",
+}
+"""What the figures show; see `figures`."""
 
 
 def sections(results: Results, peers: Peers) -> dict[str, str]:
@@ -23,10 +30,12 @@ def sections(results: Results, peers: Peers) -> dict[str, str]:
     for name, job in JOBS.items():
         if not job.group:
             found = results.jobs.get(name)
-            texts[name] = job_text(found, peers) if found else "Not measured yet."
+            texts[name] = job_text(found, peers) if found else NOT_YET
+    for name, text in FIGURES.items():
+        texts[f"{name}-figure"] = f"![{text}](suite-{name}.png)" if results.jobs else NOT_YET
     for group, unit in (("growth", "rows"), ("shards", "shards")):
         jobs = results.group(group)
-        texts[group] = group_text(jobs, unit, peers) if jobs else "Not measured yet."
+        texts[group] = group_text(jobs, unit, peers) if jobs else NOT_YET
     return texts
 
 
@@ -57,13 +66,12 @@ def machine_text(results: Results) -> str:
     """Return a few sentences about the machine, the versions and the way of measuring."""
     machine, settings = results.machine, results.settings
     if not machine:
-        return "Not measured yet."
+        return NOT_YET
     packages = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['disk']}, "
         f"{machine['kernel']}, Python {machine['python']}; {packages}.\n\n"
-        f"Rounds: {settings['rounds']} warm, {settings['cold_rounds']} cold. An epoch is left after "
-        f"{settings['limit']:g} s, a run counts as hung after {settings['timeout']:g} s."
+        f"An epoch is left {settings['limit']:g} s after its first batch, a run counts as hung after {settings['timeout']:g} s."
     )
 
 
@@ -82,7 +90,8 @@ def job_text(job: JobResults, peers: Peers) -> str:
     names = _names(job, peers)
     all_rows = max((cell.rows for cell in job.cells.values()), default=0)
     few = {cell.rows for cell in job.cells.values() if 0 < cell.rows < all_rows}
-    text = f"{all_rows:,} rows of {job.title}, {job.dump_nbytes / 1e6:,.0f} MB of dumps."
+    rounds = ", ".join(f"{_rounds(job, temperature)} {temperature}" for temperature in ("warm", "cold"))
+    text = f"{all_rows:,} rows of {job.title}, {job.dump_nbytes / 1e6:,.0f} MB of dumps. Rounds: {rounds}."
     if few:
         text += f" Peers with \\* are slow to ingest and got {min(few):,} rows; so did shardstore beside them."
     headers = ["rows/s", *(f"{HEADERS[mode]}{', cold' * (temperature == 'cold')}" for mode, temperature in COLUMNS)]
@@ -90,6 +99,10 @@ def job_text(job: JobResults, peers: Peers) -> str:
     costs = [[_label(job, name, all_rows), *cells] for name in names if (cells := _costs(job, name))]
     cost_headers = ["cost", "ingest", "disk / dumps", "open", "first batch", "… cold", "first epoch", "own memory"]
     return "\n\n".join([text, markdown(headers, speeds), markdown(cost_headers, costs)])
+
+
+def _rounds(job: JobResults, temperature: str) -> int:
+    return max((len(cell.samples) for cell in job.cells.values() if cell.temperature == temperature), default=0)
 
 
 def _names(job: JobResults, peers: Peers) -> list[str]:
