@@ -108,7 +108,7 @@ def read(
         target: where the peer has ingested them.
         mode: one of `peer.MODES`.
         seed: of the shuffle, or of the rows that are taken.
-        limit: seconds after the first batch, when an epoch is left and no more rows are taken.
+        limit: seconds after the first batch, when an epoch is left; two passes of taking rows share them.
         again: whether an epoch that came to its end is followed by another one, and taking rows by more of it.
     """
 
@@ -118,9 +118,10 @@ def read(
         dataset = peer().open(target, data)
         opened = time.perf_counter()
         try:
-            first = _timed(_batches(dataset, mode, seed, check), check, limit)
+            share = limit / 2 if again and mode == "takes" else limit
+            first = _timed(_batches(dataset, mode, seed, check), check, share)
             follows = again and (first.ended or mode == "takes")
-            second = _timed(_batches(dataset, mode, seed + 1, check), check, limit) if follows else None
+            second = _timed(_batches(dataset, mode, seed + 1, check), check, share) if follows else None
             return Reading(opened - begin, first, second, check.found, check.nbytes)
         finally:
             # What was measured counts, also if the peer cannot be closed; its process ends in any case.

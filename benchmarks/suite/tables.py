@@ -71,7 +71,8 @@ def machine_text(results: Results) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['disk']}, "
         f"{machine['kernel']}, Python {machine['python']}; {packages}.\n\n"
-        f"An epoch is left {settings['limit']:g} s after its first batch, a run counts as hung after {settings['timeout']:g} s."
+        f"An epoch is left {settings['limit']:g} s after its first batch; a run counts as hung after "
+        f"{settings['timeout']:g} s."
     )
 
 
