@@ -122,9 +122,10 @@ class Dumps:
         return sorted(self.directory.glob(f"{name}-*.npy"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
     def array(self, name: str) -> NDArray[Any]:
-        """Return all files of one name (but offsets), end to end in memory."""
-        parts = [np.load(path) for path in self.paths(name)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        """Return all files of one name (but offsets), end to end in memory, which holds them once."""
+        parts = [np.load(path, mmap_mode="r") for path in self.paths(name)]
+        whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+        return np.concatenate(parts, out=whole)
 
     def table(self) -> dict[str, NDArray[Any]]:
         """Return all rows in memory as `x` `(rows, *shape)` and `y`, for every layout but documents."""

@@ -147,7 +147,7 @@ def _costs(job: JobResults, name: str) -> list[str] | None:
         has = cell is not None and cell.samples
         cells.append(milliseconds(median(s.first.first_seconds for s in cell.samples)) if cell and has else NOTHING)
     whole = [sample.first.rate for sample in warm.samples if sample.first.ended]
-    cells.append(f"{number(median(whole))} rows/s" if whole else "left")
+    cells.append(f"{number(median(whole))} rows/s" if whole else "not ended")
     cells.append(megabytes(warm))
     return cells
 
