@@ -200,9 +200,8 @@ def test_a_peer_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, mon
         removing(path, **options)
 
     monkeypatch.setattr(schedule.shutil, "rmtree", remove)
-    results = run((Hanging, Fake), tmp_path, Settings(rounds=1, limit=0.1, timeout=3), ("shuffled",))
-    assert results.cells["hanging", "shuffled", "warm"].reason == "hung: no result within 3 s"
-    assert results.cells["fake", "shuffled", "warm"].samples
+    results = run((Hanging,), tmp_path, Settings(rounds=2, limit=0.1, timeout=4), ("shuffled",))
+    assert results.cells["hanging", "shuffled", "warm"].reason == "hung: no result within 4 s"
     assert len(found) == 2
     for process in found:
         deadline = time.monotonic() + 10

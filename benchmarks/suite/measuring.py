@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from benchmarks.suite.peer import Batch, Dataset, Peer, Unsupported
 CONTENT_EVERY = 16
 """Of so many batches one is looked into, whether its rows are those that their numbers say."""
 BLOCK = 65_536
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def read(
     return _answered(work)
 
 
-def _answered(work: Callable[[], Any]) -> Any:
+def _answered(work: Callable[[], Answer]) -> Answer | Refusal:
     try:
         return work()
     except Unsupported as reason:
