@@ -132,11 +132,11 @@ def figures_of(name: str, epochs: list[Epoch], free: list[Epoch], budget: int, r
     def megabytes(runs: list[Epoch], part: str) -> list[float]:
         return [getattr(epoch, part) / common.MB for epoch in runs]
 
-    limit = 64 if raw else budget / common.MB
+    limit = 64 if raw else round(budget / common.MB)
     figures = [common.Figure(f"{name}, anonymous", megabytes(epochs, "anonymous"), "MB", limit, at_least=False)]
     if raw:
         mapped = megabytes(epochs, "mapped")
-        figures.append(common.Figure(f"{name}, resident of maps", mapped, "MB", budget / common.MB, at_least=False))
+        figures.append(common.Figure(f"{name}, resident of maps", mapped, "MB", round(budget / common.MB), at_least=False))
     figures.append(common.Figure(f"{name}, anonymous without a budget", megabytes(free, "anonymous"), "MB"))
     if raw:
         figures.append(common.Figure(f"{name}, resident of maps without a budget", megabytes(free, "mapped"), "MB"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +13,7 @@ from benchmarks.suite.results import Cell, JobResults, Results
 from benchmarks.suite.tables import number, variable
 
 OURS, THEIRS, COLD = "#d1652a", "#9aa7b8", "#1f3a5f"
-STYLES = ["-", "--", ":", "-."]
+LINES = ("#3b6ea5", "#5a9e6f", "#8a6fb0", "#b0893b", "#4f9da6", "#a65a7a", "#6b7a3b", "#7a7a7a", "#3f5f8f", "#946b4a")
 
 
 def draw(results: Results, ours: str, directory: Path) -> list[Path]:
@@ -109,7 +111,7 @@ def _cost(results: Results, ours: str) -> Any:
         ("Ingest", "rows/s, log scale", {n: s.rows / s.seconds for n, s in stored.items()}, True),
         ("On disk", "times the dumps", {n: s.nbytes / s.rows / dumps for n, s in stored.items()}, False),
         ("Opening and first batch, warm", "ms, log scale", {n: 1e3 * s for n, s in first.items()}, True),
-        ("Own memory at the peak, shuffled epoch", "MB, log scale", {n: max(m, 1) for n, m in memory.items()}, True),
+        ("Own memory at the peak, shuffled epoch", "MB, log scale", {n: max(m, 0.1) for n, m in memory.items()}, True),
     ]
     heights = [len(stored), len(warm)]
     figure = _figure(14, 1.8 + 0.24 * sum(heights))
@@ -124,33 +126,33 @@ def _cost(results: Results, ours: str) -> Any:
         else:
             axis.set_xlim(0, 1.2 * max(ordered.values()))
         _tidy(axis, title, unit)
-    figure.suptitle(f"What {job.title} cost besides", fontsize=13)
+    figure.suptitle(f"What {job.job} rows cost besides", fontsize=13)
     return figure
 
 
 def _growth(results: Results, ours: str) -> Any:
-    """Draw how speed and the time to the first batch change with rows, and speed with shards."""
+    """Draw how speed and the time to the first batch change with rows, and speeds with shards."""
     growth, shards = results.group("growth"), results.group("shards")
-    if not growth and not shards:
+    panels: list[tuple[str, str, list[JobResults], str, str, Callable[[Cell], float]]] = [
+        ("Shuffled epoch of narrow rows", "rows", growth, "shuffled", "rows/s", Cell.rate),
+        ("Opening and first batch of narrow rows", "rows", growth, "shuffled", "ms", _start_milliseconds),
+        ("Shuffled epoch of medium rows", "shards", shards, "shuffled", "rows/s", Cell.rate),
+        ("256 random medium rows", "shards", shards, "takes", "rows/s", Cell.rate),
+    ]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
         return None
-    figure = _figure(15, 5.2)
-    axes = figure.subplots(1, 3)
-    _lines(axes[0], growth, "rows", "shuffled", Cell.rate, ours)
-    _tidy(axes[0], "Shuffled epoch, narrow rows", "rows")
-    axes[0].set_ylabel("rows/s")
-    _lines(axes[1], growth, "rows", "shuffled", _start_milliseconds, ours)
-    _tidy(axes[1], "Opening and first batch, narrow rows", "rows")
-    axes[1].set_ylabel("ms")
-    for number_of, mode in enumerate(("shuffled", "takes")):
-        _lines(axes[2], shards, "shards", mode, Cell.rate, ours, STYLES[number_of])
-    _tidy(axes[2], "Medium rows: epoch (line), 256 random rows (dashed)", "shards")
-    axes[2].set_ylabel("rows/s")
-    for axis in axes:
+    lines = -(-len(panels) // 2)
+    figure = _figure(14, 5.2 * lines)
+    for place, (title, unit, jobs, mode, label, value) in enumerate(panels):
+        axis = figure.add_subplot(lines, 2, place + 1)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        _lines(axis, jobs, unit, mode, value, ours)
+        _tidy(axis, title, unit)
+        axis.set_ylabel(label, fontsize=9)
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=7.5, frameon=False, ncols=1, loc="upper left", bbox_to_anchor=(0, -0.14))
+    figure.suptitle("How speed changes with rows and with shards", fontsize=13)
     return figure
 
 
@@ -158,14 +160,39 @@ def _start_milliseconds(cell: Cell) -> float:
     return 1e3 * median(sample.open_seconds + sample.first.first_seconds for sample in cell.samples)
 
 
-def _lines(axis: Any, jobs: list[JobResults], unit: str, mode: str, value: Any, ours: str, style: str = "-") -> None:
-    """Draw a line for each peer over the number in which the jobs differ."""
-    ordered = sorted(jobs, key=lambda job: variable(job, unit))
-    names = list(dict.fromkeys(name for job in ordered for name in _read(job, mode, "warm")))
-    for name in names:
-        points = [(variable(job, unit), value(cell)) for job in ordered if (cell := _read(job, mode, "warm").get(name))]
-        label = name if style == "-" else None
-        width, color = (2.4, OURS) if name == ours else (1.2, None)
-        axis.plot(
-            *zip(*points, strict=True), style, marker="o", markersize=3.5, label=label, linewidth=width, color=color
-        )
+def _lines(axis: Any, jobs: list[JobResults], unit: str, mode: str, value: Callable[[Cell], float], ours: str) -> None:
+    """Draw a line for each peer over the number in which the jobs differ, with its name at the end."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for job in sorted(jobs, key=lambda job: variable(job, unit)):
+        for name, cell in _read(job, mode, "warm").items():
+            lines.setdefault(name, []).append((variable(job, unit), value(cell)))
+    if not lines:
+        return
+    every = [y for points in lines.values() for _, y in points]
+    axis.set_ylim(min(every) / 1.6, max(every) * 1.6)
+    last = max(x for points in lines.values() for x, _ in points)
+    first = min(x for points in lines.values() for x, _ in points)
+    axis.set_xlim(first / 1.2, last * (last / first) ** 0.5 + 1)  # room for the names
+    colors = {name: LINES[place % len(LINES)] for place, name in enumerate(sorted(lines))}
+    ends = {name: points[-1] for name, points in lines.items()}
+    for name, place in _apart({name: y for name, (_, y) in ends.items()}, axis).items():
+        color, width = (OURS, 2.6) if name == ours else (colors[name], 1.2)
+        axis.plot(*zip(*lines[name], strict=True), "-o", color=color, markersize=3.5, linewidth=width)
+        weight = "bold" if name == ours else "normal"
+        text = {"fontsize": 8, "va": "center", "color": color, "fontweight": weight}
+        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.6}
+        axis.annotate(name, ends[name], (0.74, place), textcoords="axes fraction", arrowprops=arrow, **text)
+
+
+def _apart(ends: dict[str, float], axis: Any) -> dict[str, float]:
+    """Return heights for labels, as parts of the axis, near the given values and never on top of each other."""
+    low, high = map(math.log, axis.get_ylim())
+    gap = min(0.045, 0.98 / max(1, len(ends)))
+    places: dict[str, float] = {}
+    below = -gap
+    for name in sorted(ends, key=ends.__getitem__):
+        below = places[name] = max(below + gap, (math.log(ends[name]) - low) / (high - low))
+    above = 1.0 + gap
+    for name in reversed(places):
+        above = places[name] = min(above - gap, places[name])
+    return places

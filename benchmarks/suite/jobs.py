@@ -46,6 +46,7 @@ class Job:
         group: the word for several jobs that differ in one number.
         modes: what is read, of `peer.MODES`.
         temperatures: `"warm"` (the files are in the page cache), `"cold"` (they are not).
+        with_workers: whether it is also for peers that read with worker processes.
         only_sharded: whether it is for those peers only to which the number of files matters.
     """
 
@@ -60,6 +61,7 @@ class Job:
     group: str = ""
     modes: tuple[str, ...] = ("shuffled", "sequential", "takes")
     temperatures: tuple[str, ...] = ("warm", "cold")
+    with_workers: bool = False
     only_sharded: bool = False
 
     def of_rows(self, rows: int) -> Job:
@@ -77,9 +79,11 @@ MEAN_LENGTH = 280
 """Bytes of a document, on average."""
 
 NARROW = Job("narrow", "float32[8] and an int64", "array", 1_000_000, 60_000, (8,), "float32")
-MEDIUM = Job("medium", "float32[128] and an int64", "array", 600_000, 60_000, (128,), "float32")
+MEDIUM = Job("medium", "float32[128] and an int64", "array", 600_000, 60_000, (128,), "float32", with_workers=True)
 _GROWING = replace(NARROW, group="growth", few_rows=0, modes=("shuffled",), temperatures=("warm",))
-_SHARDED = replace(MEDIUM, group="shards", modes=("shuffled", "takes"), temperatures=("warm",), only_sharded=True)
+_SHARDED = replace(
+    MEDIUM, group="shards", modes=("shuffled", "takes"), temperatures=("warm",), with_workers=False, only_sharded=True
+)
 GROWTH = [replace(_GROWING, name=f"growth-{n}", rows=n) for n in (100_000, 1_000_000, 10_000_000)]
 SHARDS = [replace(_SHARDED, name=f"shards-{n}", shards=n) for n in (1, 10, 100, 1_000)]
 JOBS: dict[str, Job] = {
@@ -118,9 +122,10 @@ class Dumps:
         return sorted(self.directory.glob(f"{name}-*.npy"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
     def array(self, name: str) -> NDArray[Any]:
-        """Return all files of one name (but offsets), end to end in memory."""
-        parts = [np.load(path) for path in self.paths(name)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        """Return all files of one name (but offsets), end to end in memory, which holds them once."""
+        parts = [np.load(path, mmap_mode="r") for path in self.paths(name)]
+        whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+        return np.concatenate(parts, out=whole)
 
     def table(self) -> dict[str, NDArray[Any]]:
         """Return all rows in memory as `x` `(rows, *shape)` and `y`, for every layout but documents."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from benchmarks.suite.peer import Batch, Dataset, Peer, Unsupported
 CONTENT_EVERY = 16
 """Of so many batches one is looked into, whether its rows are those that their numbers say."""
 BLOCK = 65_536
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def read(
         target: where the peer has ingested them.
         mode: one of `peer.MODES`.
         seed: of the shuffle, or of the rows that are taken.
-        limit: seconds after the first batch, when an epoch is left and no more rows are taken.
+        limit: seconds after the first batch, when an epoch is left; two passes of taking rows share them.
         again: whether an epoch that came to its end is followed by another one, and taking rows by more of it.
     """
 
@@ -118,9 +119,10 @@ def read(
         dataset = peer().open(target, data)
         opened = time.perf_counter()
         try:
-            first = _timed(_batches(dataset, mode, seed, check), check, limit)
+            share = limit / 2 if again and mode == "takes" else limit
+            first = _timed(_batches(dataset, mode, seed, check), check, share)
             follows = again and (first.ended or mode == "takes")
-            second = _timed(_batches(dataset, mode, seed + 1, check), check, limit) if follows else None
+            second = _timed(_batches(dataset, mode, seed + 1, check), check, share) if follows else None
             return Reading(opened - begin, first, second, check.found, check.nbytes)
         finally:
             # What was measured counts, also if the peer cannot be closed; its process ends in any case.
@@ -130,7 +132,7 @@ def read(
     return _answered(work)
 
 
-def _answered(work: Callable[[], Any]) -> Any:
+def _answered(work: Callable[[], Answer]) -> Answer | Refusal:
     try:
         return work()
     except Unsupported as reason:

@@ -245,5 +245,5 @@ class Results:
         """Read what was saved."""
         document = json.loads(path.read_text())
         jobs = [JobResults.from_document(job) for job in document["jobs"]]
-        heads = (document[name] for name in ("machine", "versions", "settings"))
-        return cls(*heads, {job.job: job for job in jobs})
+        heads = {name: document[name] for name in ("machine", "versions", "settings")}
+        return cls(**heads, jobs={job.job: job for job in jobs})

@@ -27,8 +27,8 @@ Say = Callable[[str], None]
 
 GROUP = 4
 """Peers that share a run of ours."""
-SLOW = 10.0
-"""A peer that is so many times slower than ours has two rounds only: its ratio is clear enough."""
+FEW_ROUNDS = {50.0: 1, 10.0: 2}
+"""Rounds of a peer that is so many times slower than ours: the larger a ratio, the less matters how exact it is."""
 PRELOADED = ("numpy.random", "torch", "torch.utils.data", "shardstore.torch", "benchmarks.suite.measuring")
 INTERVAL = 0.01
 
@@ -47,7 +47,7 @@ class Settings:
 
     rounds: int = 3
     cold_rounds: int = 1
-    limit: float = 2.0
+    limit: float = 1.5
     timeout: float = 60.0
     ingest_timeout: float = 240.0
 
@@ -77,7 +77,7 @@ def run_job(
     results = JobResults.of(job)
     ready: dict[str, type[Peer]] = {}
     for peer in map(known.__getitem__, names):
-        if job.only_sharded and not peer.sharded:
+        if (job.only_sharded and not peer.sharded) or (peer.workers and not job.with_workers):
             continue
         reason = _reason_against(job, peer)
         if reason:
@@ -201,8 +201,8 @@ class _Stage:
             cell.reason = reason
         if cell.reason:
             return False
-        ratio = cell.ratio()
-        return number < 2 or ratio is None or ratio < SLOW
+        ratio = cell.ratio() or 0.0
+        return number < next((rounds for slow, rounds in FEW_ROUNDS.items() if ratio > slow), number + 1)
 
     def _run(self, peer: type[Peer], mode: str, temperature: str, number: int, ours: float | None) -> Sample | str:
         target = self._target(peer)

@@ -7,6 +7,7 @@ from statistics import median
 
 from benchmarks.suite.jobs import JOBS
 from benchmarks.suite.peer import Peer
+from benchmarks.suite.peers.ours import OURS
 from benchmarks.suite.results import Cell, JobResults, Results, Stored
 
 Peers = Mapping[str, type[Peer]]
@@ -14,6 +15,13 @@ Peers = Mapping[str, type[Peer]]
 COLUMNS = [(mode, temperature) for temperature in ("warm", "cold") for mode in ("shuffled", "sequential", "takes")]
 HEADERS = {"shuffled": "shuffled epoch", "sequential": "in order", "takes": "256 random rows"}
 NOTHING = "–"
+NOT_YET = "Not measured yet."
+FIGURES = {
+    "speed": "rows a second of shuffled epochs, by peer and job",
+    "cost": "ingest, disk, first batch and memory by peer",
+    "growth": "speed by number of rows and of shards",
+}
+"""What the figures show; see `figures`."""
 
 
 def sections(results: Results, peers: Peers) -> dict[str, str]:
@@ -22,10 +30,12 @@ def sections(results: Results, peers: Peers) -> dict[str, str]:
     for name, job in JOBS.items():
         if not job.group:
             found = results.jobs.get(name)
-            texts[name] = job_text(found, peers) if found else "Not measured yet."
+            texts[name] = job_text(found, peers) if found else NOT_YET
+    for name, text in FIGURES.items():
+        texts[f"{name}-figure"] = f"![{text}](suite-{name}.png)" if results.jobs else NOT_YET
     for group, unit in (("growth", "rows"), ("shards", "shards")):
         jobs = results.group(group)
-        texts[group] = group_text(jobs, unit, peers) if jobs else "Not measured yet."
+        texts[group] = group_text(jobs, unit, peers) if jobs else NOT_YET
     return texts
 
 
@@ -44,7 +54,7 @@ def number(value: float) -> str:
 
 
 def _digits(value: float) -> str:
-    if value >= 99.95:
+    if value >= 99.5:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 0.001 else "0"
 
@@ -56,13 +66,13 @@ def machine_text(results: Results) -> str:
     """Return a few sentences about the machine, the versions and the way of measuring."""
     machine, settings = results.machine, results.settings
     if not machine:
-        return "Not measured yet."
+        return NOT_YET
     packages = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['disk']}, "
         f"{machine['kernel']}, Python {machine['python']}; {packages}.\n\n"
-        f"{settings['rounds']} rounds warm, {settings['cold_rounds']} cold; an epoch is left after "
-        f"{settings['limit']:g} s, a run counts as hung after {settings['timeout']:g} s."
+        f"An epoch is left {settings['limit']:g} s after its first batch; a run counts as hung after "
+        f"{settings['timeout']:g} s."
     )
 
 
@@ -81,16 +91,19 @@ def job_text(job: JobResults, peers: Peers) -> str:
     names = _names(job, peers)
     all_rows = max((cell.rows for cell in job.cells.values()), default=0)
     few = {cell.rows for cell in job.cells.values() if 0 < cell.rows < all_rows}
-    text = f"{all_rows:,} rows of {job.title}, {job.dump_nbytes / 1e6:,.0f} MB of dumps."
+    rounds = ", ".join(f"{_rounds(job, temperature)} {temperature}" for temperature in ("warm", "cold"))
+    text = f"{all_rows:,} rows of {job.title}, {job.dump_nbytes / 1e6:,.0f} MB of dumps. Rounds: {rounds}."
     if few:
         text += f" Peers with \\* are slow to ingest and got {min(few):,} rows; so did shardstore beside them."
     headers = ["rows/s", *(f"{HEADERS[mode]}{', cold' * (temperature == 'cold')}" for mode, temperature in COLUMNS)]
     speeds = [[_label(job, name, all_rows), *_speeds(job, name)] for name in names]
     costs = [[_label(job, name, all_rows), *cells] for name in names if (cells := _costs(job, name))]
-    cost_headers = [
-        "cost", "ingest", "on disk", "open", "first batch", "… cold", "first epoch", "own memory"
-    ]  # fmt: skip
+    cost_headers = ["cost", "ingest", "disk / dumps", "open", "first batch", "… cold", "first epoch", "own memory"]
     return "\n\n".join([text, markdown(headers, speeds), markdown(cost_headers, costs)])
+
+
+def _rounds(job: JobResults, temperature: str) -> int:
+    return max((len(cell.samples) for cell in job.cells.values() if cell.temperature == temperature), default=0)
 
 
 def _names(job: JobResults, peers: Peers) -> list[str]:
@@ -119,8 +132,8 @@ def speed(cell: Cell | None) -> str:
     if not cell.samples:
         return cell.reason
     text, ratio = number(cell.rate()), cell.ratio()
-    if ratio is not None:
-        text += f" ({_digits(ratio)} ×)"
+    if ratio is not None and cell.peer != OURS:
+        text += f" ({ratio:,.0f} ×)" if ratio >= 9.95 else f" ({ratio:.2g} ×)"
     wrong = cell.problem() or cell.reason
     return f"{text}, **{wrong}**" if wrong else text
 
@@ -134,8 +147,8 @@ def _costs(job: JobResults, name: str) -> list[str] | None:
         has = cell is not None and cell.samples
         cells.append(milliseconds(median(s.first.first_seconds for s in cell.samples)) if cell and has else NOTHING)
     whole = [sample.first.rate for sample in warm.samples if sample.first.ended]
-    cells.append(number(median(whole)) if whole else "left")
-    cells.append(f"{median(s.anonymous for s in warm.samples) / 1e6:,.0f} MB")
+    cells.append(f"{number(median(whole))} rows/s" if whole else "not ended")
+    cells.append(megabytes(warm))
     return cells
 
 
@@ -150,6 +163,11 @@ def _stored(job: JobResults, stored: Stored | None, cell: Cell) -> list[str]:
 def milliseconds(seconds: float) -> str:
     """Return a time in milliseconds."""
     return f"{_digits(1e3 * seconds)} ms"
+
+
+def megabytes(cell: Cell) -> str:
+    """Return the memory of its own that a peer had at its peak."""
+    return f"{_digits(median(sample.anonymous for sample in cell.samples) / 1e6)} MB"
 
 
 # Jobs that differ in one number
@@ -182,8 +200,7 @@ def variable(job: JobResults, unit: str) -> int:
 def _group_costs(jobs: Sequence[JobResults], name: str) -> list[str]:
     cells = [job.cells.get((name, "shuffled", "warm")) for job in jobs]
     return [
-        f"{milliseconds(median(s.open_seconds + s.first.first_seconds for s in cell.samples))}; "
-        f"{median(s.anonymous for s in cell.samples) / 1e6:,.0f} MB"
+        f"{milliseconds(median(s.open_seconds + s.first.first_seconds for s in cell.samples))}; {megabytes(cell)}"
         if cell and cell.samples
         else NOTHING
         for cell in cells

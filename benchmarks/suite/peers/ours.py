@@ -110,7 +110,7 @@ class _Iterated(_Stored):
 
 
 def _split_ragged(batch: dict[str, Any]) -> Batch:
-    rows = batch.get("x")
+    rows = batch["x"]
     if hasattr(rows, "offsets"):
         return {"values": rows.values, "offsets": rows.offsets, "y": batch["y"]}
     return batch

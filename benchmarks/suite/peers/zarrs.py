@@ -28,7 +28,7 @@ class ZarrPython(Peer):
 
     def ingest(self, data: Dumps, target: Path) -> None:
         """Write a group of two arrays, some megabytes at a time."""
-        import zarr
+        import zarr.codecs
 
         job = data.job
         group = zarr.create_group(store=target)
