@@ -26,8 +26,8 @@ from shardstore.schema import ArrayLayout
 
 ABSENT = np.uint64(2**64 - 1)
 _INDEX_ENTRY_NBYTES = 16
-# Files are written in units of a huge page: then Linux caches them in huge pages, which are mapped as such, and a random
-# row costs fewer page walks.
+# Files are written in units of a huge page: then Linux caches them in huge pages and maps them as such, so that a
+# random row costs fewer page walks.
 _WRITE_UNIT = 2 << 20
 
 

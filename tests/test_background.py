@@ -116,10 +116,14 @@ def test_an_error_comes_behind_the_batches_before_it_with_its_traceback(path: Pa
         return batch
 
     with shardstore.open(path) as store:
-        seen = []
-        with pytest.raises(ZeroDivisionError, match="row 1234") as caught:
+        seen: list[int] = []
+
+        def read() -> None:
             for batch in store.batches(100, transform=transform, prefetch=prefetch):
                 seen.extend(batch["y"].tolist())
+
+        with pytest.raises(ZeroDivisionError, match="row 1234") as caught:
+            read()
         assert seen == list(range(1200))
         assert "transform" in [frame.name for frame in traceback.extract_tb(caught.tb)]
 
