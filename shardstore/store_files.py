@@ -18,7 +18,11 @@ from shardstore.mapping import CannotMapError
 from shardstore.opened import ColumnDirectory, OpenedStore
 from shardstore.ragged import Ragged, Values
 from shardstore.ragged_rows import RaggedFiles, slice_ragged, take_ragged
-from shardstore.readers import ChunkReader, Reader, Shared, open_reader
+from shardstore.readers.base import Reader
+from shardstore.readers.chunked import ChunkReader
+from shardstore.readers.opening import open_reader
+from shardstore.readers.shardwise import warn_of_maps
+from shardstore.readers.shared import Shared
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
 
@@ -295,8 +299,9 @@ class StoreFiles:
         path = entry.layout.field.name
         try:
             return read(self._reader(path, entry))
-        except CannotMapError:
+        except CannotMapError as error:
             # Give up the one mapping of the array, from now on.
+            warn_of_maps(self.path, entry, error)
             self._shardwise.add(path)
             self._readers.pop(path, None)
         # Behind the handler, so that nothing holds on to the reader whose mappings must go.

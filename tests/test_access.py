@@ -189,7 +189,7 @@ def _can_drop(path: Path, store: shardstore.Store) -> bool:
 
 @linux
 def test_where_the_system_hides_the_page_cache_waiting_tells(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardstore.readers.tells_cached", lambda status: False)
+    monkeypatch.setattr("shardstore.readers.contiguous.tells_cached", lambda status: False)
     faults = [0]
     monkeypatch.setattr(access, "major_faults", lambda: faults[0])
     asked: list[int] = []

@@ -17,9 +17,13 @@ import numpy as np
 import pytest
 
 import shardstore
-from shardstore import mapping, readers
+from shardstore import mapping
 from shardstore.files import Directory
-from shardstore.readers import ContiguousReader, ShardwiseReader, Shared, open_reader
+from shardstore.readers import contiguous
+from shardstore.readers.contiguous import ContiguousReader
+from shardstore.readers.opening import open_reader
+from shardstore.readers.shardwise import ShardwiseReader
+from shardstore.readers.shared import Shared
 
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux' /proc")
 
@@ -257,7 +261,7 @@ def test_a_child_that_is_forked_in_the_middle_of_a_mapping_reads_on(
     store: shardstore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside, forked = threading.Event(), threading.Event()
-    open_shard = readers.open_shard
+    open_shard = contiguous.open_shard
 
     def slow_open(*arguments: Any, **options: Any) -> int:
         inside.set()
@@ -265,7 +269,7 @@ def test_a_child_that_is_forked_in_the_middle_of_a_mapping_reads_on(
         return open_shard(*arguments, **options)
 
     assert store["x"][0] == 0  # opens the column
-    monkeypatch.setattr(readers, "open_shard", slow_open)
+    monkeypatch.setattr(contiguous, "open_shard", slow_open)
     thread = threading.Thread(target=lambda: store["x"].take([99_999]))
     thread.start()
     inside.wait(10)

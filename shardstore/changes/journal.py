@@ -24,7 +24,8 @@ from shardstore.columns import Finished
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import ShardStoreError
 from shardstore.manifest import encode_document, manifest_checksum
-from shardstore.readers import Shared, open_reader
+from shardstore.readers.opening import open_reader
+from shardstore.readers.shared import Shared
 from shardstore.schema import ColumnLayout
 from shardstore.shardfile import ShardRecord, open_shard, read_footer
 
