@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,14 +39,12 @@ class Grain(Peer):
         job = data.job
         each = -(-job.rows // job.shards)
         options = "zstd:3,group_size:1" if job.layout == "zstd" else "uncompressed,group_size:1"
-        writer = None
-        for number, record in enumerate(_records(data)):
-            if number % each == 0:
-                if writer is not None:
-                    writer.close()
-                writer = ArrayRecordWriter(str(target / f"{number // each:05d}.array_record"), options)
-            writer.write(record)
-        writer.close()
+        records = _records(data)
+        for number in range(-(-job.rows // each)):
+            writer = ArrayRecordWriter(str(target / f"{number:05d}.array_record"), options)
+            for record in islice(records, each):
+                writer.write(record)
+            writer.close()
 
     def open(self, target: Path, data: Dumps) -> Dataset:
         """Open the files."""
