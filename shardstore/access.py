@@ -25,8 +25,8 @@ from shardstore.selection import Rows
 Access = Literal["auto", "resident", "streaming"]
 ACCESSES: tuple[Access, ...] = get_args(Access)
 
-# A fault maps the cached pages around it, too: so many bytes (Linux' default).
-_FAULT_AROUND = 64 << 10
+# A fault maps cached pages around it, too: at most so many bytes, if they are cached as a huge page.
+_FAULT_NBYTES = 2 << 20
 # Rows between two looks at whether pages are in the page cache, and pages of a look.
 _LOOK_ROWS = 1 << 16
 _LOOK_PAGES = 32
@@ -188,7 +188,6 @@ class PageKeeper:
         self._tells = tells
         self.kept = budget.keep(files.nbytes)
         if not self.kept:
-            files.advice = Advice.NOHUGEPAGE  # else one fault may make 2 MiB resident
             budget.stream(self)
         # Whether pages are missing from the page cache, as far as is known.
         self._missing = not tells
@@ -202,6 +201,11 @@ class PageKeeper:
         self._process = os.getpid()
 
     # Ahead
+
+    def begin_pass(self) -> None:
+        """Be told that many rows will be read: look again whether they are in the page cache."""
+        if self._tells:
+            self._since = _LOOK_ROWS
 
     def wants(self, count: int) -> bool:
         """Whether so many rows to come should be named to `expect` or `expect_run`."""
@@ -225,21 +229,16 @@ class PageKeeper:
             ask_for(places, (stops - starts)[filled] * self._row_nbytes)
         self._expected += len(starts)
 
-    def before(self, rows: Rows) -> None:
-        """Be told that mapped rows are about to be read: ask for those that nobody has expected."""
+    def must_ask(self, count: int) -> bool:
+        """Whether so many rows or runs, which are about to be read, should be named to `expect`: nobody has done so."""
         if self._expected > 0:
-            self._expected -= len(rows)
-        elif self.wants(len(rows)):
-            self.expect(rows)
-            self._expected = 0
+            self._expected -= count
+            return False
+        return self.wants(count)
 
-    def before_runs(self, starts: Rows, stops: Rows) -> None:
-        """The same for runs of mapped rows."""
-        if self._expected > 0:
-            self._expected -= len(starts)
-        elif self.wants(len(starts)):
-            self.expect_runs(starts, stops)
-            self._expected = 0
+    def forget(self) -> None:
+        """Forget which rows were expected: they are read now."""
+        self._expected = 0
 
     def misses_run(self, start: int, stop: int) -> bool:
         """Look whether pages of consecutive mapped rows are missing from the page cache."""
@@ -272,17 +271,9 @@ class PageKeeper:
 
     # Behind
 
-    def rows_at_once(self) -> int:
-        """Return how many rows may be gathered before `after` has to be told."""
-        return max(1, self._budget.streamed_nbytes // 4 // (_FAULT_AROUND + self._row_nbytes))
-
-    def after(self, count: int) -> None:
-        """Be told that so many scattered rows of a streamed array were read."""
-        self._budget.touched(count * (_FAULT_AROUND + self._row_nbytes))
-
     def after_run(self, count: int) -> None:
-        """Be told that so many consecutive rows of a streamed array were read."""
-        self._budget.touched(_FAULT_AROUND + count * self._row_nbytes)
+        """Be told that so many consecutive rows of a streamed array are shown, and so may be touched."""
+        self._budget.touched(_FAULT_NBYTES + count * self._row_nbytes)
 
     def give_back(self) -> None:
         """Give back what is resident; the page cache keeps it as long as it has room."""
@@ -302,11 +293,14 @@ class PageKeeper:
         if self._populated[file]:
             return True
         address, nbytes = self._files.range_of(file)
-        advise(address, nbytes, Advice.WILLNEED)  # with large reads; populating alone would ask page by page
-        for start in range(0, nbytes if self.kept else 0, _POPULATE_NBYTES):
+        advise(address, min(_POPULATE_NBYTES, nbytes), Advice.WILLNEED)
+        for start in range(0, nbytes, _POPULATE_NBYTES):
             if stopped():
                 return False
-            if not advise(address + start, min(_POPULATE_NBYTES, nbytes - start), Advice.POPULATE_READ):
+            # Large reads, one step ahead; populating alone would read page by page.
+            step, behind = min(_POPULATE_NBYTES, nbytes - start), start + _POPULATE_NBYTES
+            advise(address + behind, min(_POPULATE_NBYTES, max(0, nbytes - behind)), Advice.WILLNEED)
+            if self.kept and not advise(address + start, step, Advice.POPULATE_READ):
                 return False
         self._populated[file] = True
         return True

@@ -136,6 +136,10 @@ class JoinedFiles:
             own = side.selection.pick(selection.resolve(np.arange(selection.count, dtype=np.int64)))
         return side.files.ragged_source(name, own)
 
+    def begin_pass(self, name: str) -> None:
+        """Be told that many rows of a column will be read."""
+        self._sides[name].files.begin_pass(name)
+
     def wants(self, name: str, count: int) -> bool:
         """Whether so many rows of a column that will be read soon should be named to `expect`."""
         return self._sides[name].files.wants(name, count)

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from shardstore.locks import ForkSafeLock
 from shardstore.machine import max_map_count
-from shardstore.paging import Advice, advise
 
 _PROT_NONE = 0
 _HUGE_PAGE = 2 << 20
@@ -58,7 +57,6 @@ class MappedFiles:
         address: where the range begins.
         span_nbytes: its length in bytes, gaps and what is not mapped yet among them.
         count: how many files there are.
-        advice: what the system is told of each file's pages when it is mapped, if anything.
 
     Raises:
         CannotMapError: if the system cannot do this.
@@ -89,7 +87,6 @@ class MappedFiles:
         self.address = base
         self.span_nbytes = length
         self.count = count
-        self.advice: Advice | None = None
         self._open_file = open_file
         self._confirm = confirm
         self._mapped = np.zeros(count, np.bool_)
@@ -156,8 +153,6 @@ class MappedFiles:
             # Keep the place reserved: the failed call may have left a hole that another mapping could fall into.
             self._mmap(place, self._pages(nbytes), _PROT_NONE, _reserved_flags() | _MAP_FIXED, -1, 0)
             raise CannotMapError(f"cannot map {nbytes:,} bytes: {os.strerror(error)}")
-        if self.advice is not None:
-            advise(place, self._pages(nbytes), self.advice)
 
 
 def _reserved_flags() -> int:

@@ -37,7 +37,6 @@ class Advice(IntEnum):
     WILLNEED = 3
     # On a shared file mapping the pages go from the process, not from the page cache. Elsewhere it may do less.
     DONTNEED = 4
-    NOHUGEPAGE = 15
     POPULATE_READ = 22
 
 

@@ -49,6 +49,9 @@ class RaggedFiles(Protocol):
     def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive items, as a read-only view where that needs no copy."""
 
+    def begin_pass(self, name: str) -> None:
+        """Be told that many rows of a column will be read."""
+
     def wants(self, name: str, count: int) -> bool:
         """Whether so many rows of a column that will be read soon should be named to the methods below."""
 

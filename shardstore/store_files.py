@@ -20,8 +20,7 @@ from shardstore.ragged import Ragged, Values
 from shardstore.ragged_rows import RaggedFiles, slice_ragged, take_ragged
 from shardstore.readers.base import Reader
 from shardstore.readers.chunked import ChunkReader
-from shardstore.readers.opening import open_reader
-from shardstore.readers.shardwise import warn_of_maps
+from shardstore.readers.opening import open_reader, warn_of_maps
 from shardstore.readers.shared import Shared
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
@@ -207,8 +206,16 @@ class StoreFiles:
 
     # Ahead of reading
 
+    def begin_pass(self, name: str) -> None:
+        """Be told that many rows of a column will be read."""
+        for entry in self._entry(name).arrays:
+            self._attempt(entry, lambda reader: reader.begin_pass())
+
     def wants(self, name: str, count: int) -> bool:
         """Whether so many rows of a column that will be read soon should be named to `expect`."""
+        reader = self._readers.get(name)
+        if reader is not None:  # a fixed column's name is its array's path
+            return reader.wants(count)
         return any(self._attempt(entry, lambda reader: reader.wants(count)) for entry in self._entry(name).arrays)
 
     def expect(self, name: str, rows: Rows) -> None:

@@ -65,6 +65,9 @@ class ColumnFiles(Protocol):
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""
 
+    def begin_pass(self, name: str) -> None:
+        """Be told that many rows of a column will be read."""
+
     def wants(self, name: str, count: int) -> bool:
         """Whether so many rows of a column that will be read soon should be named to `expect`."""
 
@@ -101,6 +104,8 @@ class TableRows:
 
     def feed(self, empty: Allocate = np.empty, copy: bool = True) -> Feed:
         """Return a new feed of the rows in their order; without `copy`, consecutive ones may be views."""
+        for name in self.columns:
+            self._files.begin_pass(name)
         return feed_of(self, self._order, empty, copy)
 
     def check_budget(self, batch_size: int) -> None:

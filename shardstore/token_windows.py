@@ -173,6 +173,11 @@ class WindowFiles:
         neighbours = name == self._name and isinstance(self._packing, PackedNeighbours)
         return neighbours and self._files.slices_are_views(name)
 
+    def begin_pass(self, name: str) -> None:
+        """Be told that many windows will be read."""
+        if name == self._name:
+            self._files.begin_pass(name)
+
     def wants(self, name: str, count: int) -> bool:
         """Whether so many windows that will be read soon should be named to `expect`."""
         return name == self._name and self._files.wants(name, count)

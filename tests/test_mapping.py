@@ -19,9 +19,10 @@ import pytest
 import shardstore
 from shardstore import mapping
 from shardstore.files import Directory
-from shardstore.readers import contiguous
+from shardstore.readers import contiguous, opening
 from shardstore.readers.contiguous import ContiguousReader
 from shardstore.readers.opening import open_reader
+from shardstore.readers.positional import PositionalReader
 from shardstore.readers.shardwise import ShardwiseReader
 from shardstore.readers.shared import Shared
 
@@ -123,10 +124,13 @@ def test_files_of_another_size_are_found_before_they_are_read(
         assert str(store.path / "x/c/2") in str(caught.value)
 
 
-def test_both_raw_readers_are_used(store: shardstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_raw_readers_are_used(store: shardstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     entry, directory = store.manifest.columns["x"].data, Directory(store.path)
     assert isinstance(open_reader(directory, entry, Shared()), ContiguousReader)
+    assert isinstance(open_reader(directory, entry, Shared(), contiguous=False), PositionalReader)
     monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
+    assert isinstance(open_reader(directory, entry, Shared()), PositionalReader)
+    monkeypatch.setattr(opening, "CAN_READ_BY_POSITION", False)
     assert isinstance(open_reader(directory, entry, Shared()), ShardwiseReader)
 
 
@@ -134,6 +138,7 @@ def test_the_shardwise_reader_keeps_a_bounded_number_of_mappings(
     store: shardstore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
+    monkeypatch.setattr(opening, "CAN_READ_BY_POSITION", False)
     monkeypatch.setattr(ShardwiseReader, "MAX_OPEN", 3)
     rows = np.random.default_rng(0).permutation(100_000)
     assert np.array_equal(store["x"].take(rows), rows)
@@ -163,7 +168,7 @@ def test_a_process_without_address_space_reads_shard_by_shard(tmp_path: Path) ->
     done = subprocess.run(
         [sys.executable, "-c", _LIMITED, str(tmp_path / "s")], capture_output=True, text=True, check=False
     )
-    assert (done.stdout, done.returncode) == ("ShardwiseReader\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("PositionalReader\n", 0), done.stderr
 
 
 _CROWDED = """
@@ -192,7 +197,7 @@ def test_a_process_that_runs_out_of_mappings_reads_shard_by_shard(tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-c", _CROWDED, str(tmp_path / "s")], capture_output=True, text=True, check=False
     )
-    assert (done.stdout, done.returncode) == ("ShardwiseReader\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("PositionalReader\n", 0), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -281,3 +286,67 @@ def test_a_child_that_is_forked_in_the_middle_of_a_mapping_reads_on(
     forked.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
+
+
+@linux
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_a_process_at_its_limit_of_open_files_reads_on_or_says_so(tmp_path: Path, codec: str) -> None:
+    with shardstore.Writer(tmp_path / "s", codec=codec, shard_bytes=4096 * 8, chunk_bytes=4096) as writer:
+        writer.append({"x": np.arange(400_000)})
+    script = """
+import errno, os, resource, sys, numpy as np, shardstore
+store = shardstore.open(sys.argv[1], access="streaming")
+rows = np.arange(0, len(store), 100)
+assert np.array_equal(store["x"].take(rows[:10]), rows[:10])
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+assert np.array_equal(store["x"].take(rows), rows)  # 98 shards
+others = []
+try:
+    while True:
+        others.append(os.dup(0))
+except OSError as error:
+    assert error.errno == errno.EMFILE
+assert np.array_equal(store["x"].take(rows), rows)  # it closes files of its own
+more = []
+try:
+    while True:
+        more.append(os.dup(0))
+except OSError:
+    pass
+try:
+    store["x"].take(rows[::-1])
+except OSError as error:
+    assert "too many open files" in str(error).lower(), error
+    print("said so")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "s")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="there are no reads by position here")
+def test_a_shard_that_becomes_shorter_between_reads_is_named(tmp_path: Path) -> None:
+    with shardstore.Writer(tmp_path / "s", shard_bytes=4096 * 8) as writer:
+        writer.append({"x": np.arange(20_000)})
+    with shardstore.open(tmp_path / "s", access="streaming") as store:
+        rows = np.arange(4096, 8192)
+        assert np.array_equal(store["x"].take(rows), rows)
+        os.truncate(tmp_path / "s/x/c/1", 1000)
+        with pytest.raises(shardstore.CorruptionError, match=r"x/c/1: the shard file became shorter while it was read"):
+            store["x"].take(rows)
+        assert store["x"].take([0, 9000]).tolist() == [0, 9000]
+
+
+def test_what_cannot_be_mapped_at_once_is_said(
+    store: shardstore.Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mapping, "max_map_count", lambda: 30)
+    assert store["x"].take([0, 99_999]).tolist() == [0, 99_999]
+    assert not caplog.records
+    rows = np.arange(0, 100_000, 100)
+    assert np.array_equal(store["x"].take(rows), rows)
+    assert "the 25 shard files of column 'x' cannot be mapped at once" in caplog.text
+    assert "raise vm.max_map_count" in caplog.text
+    assert np.array_equal(store["x"].take(rows), rows)
+    assert len(caplog.records) == 1

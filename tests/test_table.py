@@ -15,6 +15,7 @@ from test_selection import indices, model
 
 import shardstore
 from shardstore import mapping
+from shardstore.readers import opening
 from shardstore.table import Table
 
 ROWS = 10_001  # of 4,096-row shards: two full ones and a short one that ends within a chunk
@@ -34,7 +35,7 @@ def make_arrays(rows: int) -> dict[str, np.ndarray]:
 
 
 ARRAYS = make_arrays(ROWS)
-KINDS = ("contiguous", "phantom", "shardwise", "zstd", "blosc")
+KINDS = ("contiguous", "phantom", "streamed", "positional", "shardwise", "zstd", "blosc")
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], kind: str) -> shardstore.Store:
@@ -43,7 +44,15 @@ def write(path: Path, arrays: dict[str, np.ndarray], kind: str) -> shardstore.St
     shard_bytes = 512 * 8 if kind == "phantom" else 4096 * 32
     with shardstore.Writer(path, codec=codec, shard_bytes=shard_bytes, chunk_bytes=1024) as writer:
         writer.append(arrays)
-    return shardstore.open(path)
+    return shardstore.open(path, access="streaming" if kind == "streamed" else "auto")
+
+
+def limit(kind: str, patch: pytest.MonkeyPatch) -> None:
+    """Take from the process what a kind of reader does without."""
+    if kind in ("positional", "shardwise"):
+        patch.setattr(mapping, "max_map_count", lambda: 0)
+    if kind == "shardwise":
+        patch.setattr(opening, "CAN_READ_BY_POSITION", False)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -51,10 +60,8 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("table") / request.param
     write(path, ARRAYS, request.param)
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "shardwise":
-            # What a process meets that has used up its mappings.
-            patch.setattr(mapping, "max_map_count", lambda: 0)
-        with shardstore.open(path) as opened:
+        limit(request.param, patch)
+        with shardstore.open(path, access="streaming" if request.param == "streamed" else "auto") as opened:
             for name in opened.columns:
                 opened[name].take([0])
             yield opened
@@ -220,8 +227,7 @@ def test_a_pickle_does_not_open_another_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [0, 1, 31, 32, 33, 4095, 4096, 4097, 8192])
 def test_sizes_that_hurt(tmp_path: Path, kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kind == "shardwise":
-        monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
+    limit(kind, monkeypatch)
     arrays = make_arrays(rows)
     with write(tmp_path / "s", arrays, kind) as store:
         assert len(store) == rows

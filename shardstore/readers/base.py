@@ -58,6 +58,9 @@ class Reader(ABC):
         """Address and bytes of the pages of each file that is mapped now."""
         return []
 
+    def begin_pass(self) -> None:  # noqa: B027, there is nothing to do unless files are mapped
+        """Be told that many rows will be read."""
+
     def wants(self, count: int) -> bool:
         """Whether so many rows that will be read soon should be named to the methods below."""
         return False

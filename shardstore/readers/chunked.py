@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from shardstore.entries import ArrayEntry
 from shardstore.errors import CorruptionError
 from shardstore.locks import ForkSafeLock
 from shardstore.readers.base import Reader, cut_runs, group_rows
+from shardstore.readers.positional import ShardFiles
 from shardstore.readers.shared import Shared
 from shardstore.selection import Rows
-from shardstore.shardfile import RESTORE, ChunkError, Footer, OpenShard, ShardDirectory, read_chunks, read_footer
+from shardstore.shardfile import RESTORE, ChunkError, Footer, ShardDirectory, read_chunks, read_footer
 
 
 class ChunkReader(Reader):
@@ -31,7 +31,7 @@ class ChunkReader(Reader):
         self._directory = directory
         self._entry = entry
         self._chunks = shared.chunks
-        self._files = shared.shards
+        self._files = ShardFiles(directory, entry, shared)
         self._layout = entry.layout
         self._rows = entry.rows
         self._footers: BoundedCache[int, Footer] = BoundedCache(
@@ -112,41 +112,21 @@ class ChunkReader(Reader):
         """Decode chunks of one shard into the bytes `out`."""
         layout = self._layout
         shard, slot = divmod(chunks.start, layout.slots)
-        file = self._files.get((layout.field.name, shard), lambda key: self._open_shard(shard))
+        file = self._files.get(shard)
         footer = self._footers.get(shard, lambda shard: self._read_footer(file.descriptor, shard))
         with self._counting:
             self._decodes += len(chunks)
         try:
             read_chunks(file.descriptor, layout, footer, range(slot, slot + len(chunks)), out)
         except ChunkError as error:
-            path = self._directory.path / layout.shard_key(shard)
+            path = self._files.path(shard)
             first = shard * layout.shard_rows + error.chunk * layout.chunk_rows
             last = min(first + layout.chunk_rows, self._rows) - 1
             raise CorruptionError(
                 f"{path}, chunk {error.chunk} (rows {first:,} to {last:,}): {error}; {RESTORE}"
             ) from None
 
-    def _open_shard(self, shard: int) -> OpenShard:
-        try:
-            return self._new_open_shard(shard)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-        self._files.clear()  # those that no thread reads from are closed
-        try:
-            return self._new_open_shard(shard)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            message = (
-                "this process has too many open files to read one more; close some, or raise the limit (ulimit -n)"
-            )
-            raise OSError(errno.EMFILE, message, str(self._directory.path / self._layout.shard_key(shard))) from None
-
-    def _new_open_shard(self, shard: int) -> OpenShard:
-        return OpenShard(self._directory, self._layout.shard_key(shard), int(self._entry.nbytes[shard]))
-
     def _read_footer(self, descriptor: int, shard: int) -> Footer:
-        path = self._directory.path / self._layout.shard_key(shard)
+        path = self._files.path(shard)
         rows = self._layout.rows_in_shard(shard, self._rows)
         return read_footer(descriptor, path, self._layout, self._entry.record(shard), rows)

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.access import RUN_AHEAD_NBYTES, Budget, PageKeeper
+from shardstore.access import RUN_AHEAD_NBYTES, PageKeeper
 from shardstore.entries import ArrayEntry
 from shardstore.mapping import MappedFiles, spacing_nbytes
 from shardstore.paging import tells_cached
 from shardstore.ragged import join_runs
 from shardstore.readers.base import Reader, cut_runs
+from shardstore.readers.positional import PositionalReads
+from shardstore.readers.shared import Shared
 from shardstore.selection import Rows
 from shardstore.shardfile import ShardDirectory, open_shard
+
+_MAPPED_AT_ONCE = 64
 
 
 class ContiguousReader(Reader):
@@ -24,7 +28,7 @@ class ContiguousReader(Reader):
     `take` and `slice` raise `CannotMapError` where the process has run out of mappings since.
     """
 
-    def __init__(self, directory: ShardDirectory, entry: ArrayEntry, budget: Budget) -> None:
+    def __init__(self, directory: ShardDirectory, entry: ArrayEntry, shared: Shared) -> None:
         layout, rows = entry.layout, entry.rows
         super().__init__(layout.field)
         keys, sizes = entry.keys, entry.nbytes.tolist()
@@ -34,7 +38,11 @@ class ContiguousReader(Reader):
         self._files = MappedFiles(
             lambda i: open_shard(directory, keys[i], sizes[i], confirm=False), data_nbytes, spacing, directory.confirm
         )
-        self._pages = PageKeeper(self._files, layout.field.row_nbytes, budget, _tells_cached(directory, keys[0]))
+        tells = _tells_cached(directory, keys[0])
+        self._pages = PageKeeper(self._files, layout.field.row_nbytes, shared.budget, tells)
+        # Scattered rows of an array that does not stay resident: a fault costs more than a call, and makes up to 2 MiB
+        # resident that have to be given back.
+        self._reads = None if self._pages.kept else PositionalReads(directory, entry, shared)
         self._array = self._files.data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
         self._rows = rows
         self._shard_rows = layout.shard_rows
@@ -44,20 +52,17 @@ class ContiguousReader(Reader):
         self._shift = layout.shard_rows.bit_length() - 1
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
-        """Copy the given rows into `out` in one gather, or in several where the budget bounds what is resident."""
+        """Copy the given rows into `out`, in one gather where they stay resident."""
+        if self._pages.must_ask(len(rows)):
+            self.expect(rows)
+            self._pages.forget()
+        if self._reads is not None:
+            self._reads.read_rows(rows, out)
+            return
         if not self._files.complete:
             self._files.ensure(rows >> self._shift)
-        places = self._places(rows)
-        self._pages.before(places)
-        if self._pages.kept:
-            # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
-            self._array.take(places, axis=0, out=out, mode="clip")
-            return
-        size = self._pages.rows_at_once()
-        for start in range(0, len(places), size):
-            part = places[start : start + size]
-            self._array.take(part, axis=0, out=out[start : start + size], mode="clip")
-            self._pages.after(len(part))
+        # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
+        self._array.take(self._places(rows), axis=0, out=out, mode="clip")
 
     def _places(self, rows: Rows) -> Rows:
         """Return where rows are in the array, phantom rows counted."""
@@ -89,18 +94,18 @@ class ContiguousReader(Reader):
 
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """Copy all runs at once where there are no phantom rows."""
-        if self._phantom_rows:
+        self._ask_for_runs(starts, stops)
+        if self._reads is not None:
+            self._reads.read_runs(starts, stops, out)
+        elif self._phantom_rows:
             super().take_runs(starts, stops, out)
-            return
-        if not self._files.complete:
+        else:
             self._map_runs(starts, stops)
-        self._pages.before_runs(starts, stops)
-        join_runs(self._array, starts, stops, out)
-        self._after_runs(starts, stops)
+            join_runs(self._array, starts, stops, out)
 
     def take_blocks(self, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
         """Copy all blocks in one gather where there are no phantom rows: they are rows of a table."""
-        if self._phantom_rows or not (self._files.complete and self._pages.kept) or self._pages.wants(len(blocks)):
+        if self._phantom_rows or self._reads or not self._files.complete or self._pages.must_ask(len(blocks)):
             super().take_blocks(first, length, blocks, out)
             return
         count = (len(self._array) - first) // length
@@ -110,21 +115,20 @@ class ContiguousReader(Reader):
 
     def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
         """Copy all runs at once where there are no phantom rows."""
-        if self._phantom_rows:
+        if self._phantom_rows or self._reads is not None:
             return super().join_runs(starts, stops)
-        if not self._files.complete:
-            self._map_runs(starts, stops)
-        self._pages.before_runs(starts, stops)
-        joined = join_runs(self._array, starts, stops)
-        self._after_runs(starts, stops)
-        return joined
+        self._ask_for_runs(starts, stops)
+        self._map_runs(starts, stops)
+        return join_runs(self._array, starts, stops)
 
-    def _after_runs(self, starts: Rows, stops: Rows) -> None:
-        if not self._pages.kept:
-            self._pages.after(len(starts))
-            self._pages.after_run(int((stops - starts).sum()))
+    def _ask_for_runs(self, starts: Rows, stops: Rows) -> None:
+        if self._pages.must_ask(len(starts)):
+            self.expect_runs(starts, stops)
+            self._pages.forget()
 
     def _map_runs(self, starts: Rows, stops: Rows) -> None:
+        if self._files.complete:
+            return
         filled = starts < stops
         firsts, lasts = starts[filled] >> self._shift, (stops[filled] - 1) >> self._shift
         inner = [np.arange(a + 1, b) for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True) if a + 1 < b]
@@ -134,6 +138,10 @@ class ContiguousReader(Reader):
     def mapped_ranges(self) -> list[tuple[int, int]]:
         """Address and bytes of the pages of each shard that is mapped now."""
         return self._files.ranges()
+
+    def begin_pass(self) -> None:
+        """Look again whether pages are in the page cache."""
+        self._pages.begin_pass()
 
     def wants(self, count: int) -> bool:
         """Whether pages may be missing from the page cache, or nobody has looked for some time."""
@@ -164,13 +172,16 @@ class ContiguousReader(Reader):
             self._pages.ask_for_run(first, last)
 
     def populate(self, start: int, stop: int, stopped: Callable[[], bool]) -> None:
-        """Map the shards of consecutive rows and bring them in, one after the other."""
-        for shard in self._shards(start, stop) if start < stop else ():
+        """Map the shards of consecutive rows, then bring them in, one after the other."""
+        shards = self._shards(start, stop) if start < stop else np.empty(0, np.int64)
+        # First all mappings: a thread that maps waits for those that populate.
+        for first in range(0, len(shards), _MAPPED_AT_ONCE):
             if stopped():
-                break
-            self._files.ensure(np.array([shard]))
-            if not self._pages.populate(int(shard), stopped):
-                break
+                return
+            self._files.ensure(shards[first : first + _MAPPED_AT_ONCE])
+        for shard in shards.tolist():
+            if stopped() or not self._pages.populate(shard, stopped):
+                return
 
 
 def _tells_cached(directory: ShardDirectory, key: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ from shardstore.mapping import CannotMapError
 from shardstore.readers.base import Reader
 from shardstore.readers.chunked import ChunkReader
 from shardstore.readers.contiguous import ContiguousReader
-from shardstore.readers.shardwise import ShardwiseReader, warn_of_maps
+from shardstore.readers.positional import CAN_READ_BY_POSITION, PositionalReader
+from shardstore.readers.shardwise import ShardwiseReader
 from shardstore.readers.shared import Shared
 from shardstore.selection import Rows
 from shardstore.shardfile import ShardDirectory, check_shards
+
+_log = logging.getLogger("shardstore")
 
 
 def open_reader(directory: ShardDirectory, entry: ArrayEntry, shared: Shared, contiguous: bool = True) -> Reader:
@@ -38,10 +43,22 @@ def open_reader(directory: ShardDirectory, entry: ArrayEntry, shared: Shared, co
         return ChunkReader(directory, entry, shared)
     if contiguous:
         try:
-            return ContiguousReader(directory, entry, shared.budget)
+            return ContiguousReader(directory, entry, shared)
         except CannotMapError as error:
             warn_of_maps(directory.path, entry, error)
+    if CAN_READ_BY_POSITION:
+        return PositionalReader(directory, entry, shared)
     return ShardwiseReader(directory, entry, shared.budget)
+
+
+def warn_of_maps(path: Path, entry: ArrayEntry, error: CannotMapError) -> None:
+    """Say that an array is not mapped; not where the platform has nothing else."""
+    if CAN_READ_BY_POSITION:
+        _log.warning(
+            "%s: the %s shard files of column %r cannot be mapped at once (%s). Their rows are read with a system call "
+            "each, which is slower: raise vm.max_map_count, or write the store with larger shard_bytes",
+            path, f"{len(entry.nbytes):,}", entry.layout.field.name, error,
+        )  # fmt: skip
 
 
 class EmptyReader(Reader):

@@ -1,11 +1,9 @@
-"""`ShardwiseReader`: a raw array through a mapping per shard, where there cannot be one for all."""
+"""`ShardwiseReader`: a raw array through a mapping per shard, for platforms that have nothing better (Windows)."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,9 @@ from numpy.typing import NDArray
 from shardstore.access import Budget
 from shardstore.cache import BoundedCache
 from shardstore.entries import ArrayEntry
-from shardstore.mapping import CannotMapError
 from shardstore.readers.base import Reader, cut_runs, group_rows
 from shardstore.selection import Rows
 from shardstore.shardfile import ShardDirectory, open_shard
-
-_log = logging.getLogger("shardstore")
 
 
 class ShardwiseReader(Reader):
@@ -71,13 +66,3 @@ class ShardwiseReader(Reader):
             out[first - start : last - start] = piece  # and let go of the mapping before the next one
         out.flags.writeable = False
         return out
-
-
-def warn_of_maps(path: Path, entry: ArrayEntry, error: CannotMapError) -> None:
-    """Say that an array is read through few mappings at a time; not where the platform has nothing else."""
-    if os.name == "posix":
-        _log.warning(
-            "%s: the %s shard files of column %r cannot all be mapped at once (%s). They are read through %s mappings "
-            "at a time, which is slower: raise vm.max_map_count, or write the store with larger shard_bytes",
-            path, f"{len(entry.nbytes):,}", entry.layout.field.name, error, ShardwiseReader.MAX_OPEN,
-        )  # fmt: skip
