@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import litdata
 
 CHUNK_NBYTES = 64_000_000
+BLOCK_ROWS = 256
+"""Rows of a chunk that its shuffle by default keeps together."""
 
 
 class LitData(Peer):
@@ -29,7 +31,7 @@ class LitData(Peer):
     imports: ClassVar = ("litdata",)
     layouts: ClassVar[frozenset[Layout]] = frozenset({"array", "ragged", "windows", "zstd"})
     mixes: ClassVar[str] = "chunks, blocks of 256 rows in each, rows of a block"
-    how: ClassVar[str] = "`StreamingDataLoader(StreamingDataset(…, shuffle=True), 256)`, `ds[i]`; `TokensLoader`"
+    how: ClassVar[str] = "`StreamingDataset(…, shuffle=True, batch_decode=256)`, its loader, `ds[i]`; `TokensLoader`"
     slow_ingest: ClassVar[bool] = True
 
     def ingest(self, data: Dumps, target: Path) -> None:
@@ -56,7 +58,10 @@ class LitData(Peer):
 
     def open(self, target: Path, data: Dumps) -> Dataset:
         """Open the dataset, for random access; each epoch opens another one."""
-        return _Streamed(target, data.job)
+        # As many rows are decoded at once as are shuffled among themselves. What it takes by itself for rows of 150 KB
+        # is another number, and decodes them over and over; its loader of tokens decodes nothing.
+        together = {} if data.job.layout == "windows" else {"batch_decode": BLOCK_ROWS}
+        return _Streamed(target, data.job, together)
 
 
 class LitDataChunks(LitData):
@@ -70,7 +75,7 @@ class LitDataChunks(LitData):
 
     def open(self, target: Path, data: Dumps) -> Dataset:
         """Open the dataset."""
-        return _Streamed(target, data.job, item_shuffle_window="full", batch_decode=0)
+        return _Streamed(target, data.job, {"item_shuffle_window": "full", "batch_decode": 0})
 
 
 def _samples(data: Dumps, _: int) -> Iterator[dict[str, Any]]:
@@ -97,16 +102,16 @@ def _item_loader(job: Job) -> Any:
 
 
 class _Streamed(Dataset):
-    def __init__(self, target: Path, job: Job, **shuffle: Any) -> None:
-        self.target, self.job, self.shuffle = target, job, shuffle
+    def __init__(self, target: Path, job: Job, reading: dict[str, Any]) -> None:
+        self.target, self.job, self.reading = target, job, reading
         # By default a block of 256 rows is decoded for each of them.
         self.random = self._dataset(batch_decode=0)
 
     def shuffled(self, seed: int) -> Iterator[Batch]:
-        return self._batches(self._dataset(shuffle=True, seed=seed, **self.shuffle))
+        return self._batches(self._dataset(shuffle=True, seed=seed, **self.reading))
 
     def sequential(self) -> Iterator[Batch]:
-        return self._batches(self._dataset())
+        return self._batches(self._dataset(**self.reading))
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
         return self._collate([self.random[row] for row in rows.tolist()])
