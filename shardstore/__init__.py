@@ -21,6 +21,7 @@ from shardstore.errors import (
 )
 from shardstore.padding import Pad
 from shardstore.ragged import Blobs, Ragged, Strings
+from shardstore.rowwise import Rowwise
 from shardstore.store import Store
 from shardstore.store import open_store as open
 from shardstore.stream import BatchStream
@@ -49,6 +50,7 @@ __all__ = [
     "Normalize",
     "Pad",
     "Ragged",
+    "Rowwise",
     "SchemaError",
     "ShardStoreError",
     "SourceError",

@@ -7,12 +7,15 @@ A pass over an epoch has a feed of its own. It is asked in two steps: `locate` c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.order import MixtureOrder, Order, RepeatedWindows, WindowShuffle
+from shardstore.background import Task
+from shardstore.buffers import Allocate
+from shardstore.order import MixtureOrder, Order, RepeatedWindows, Sequential, WindowShuffle
 from shardstore.order.orders import Window
 from shardstore.ragged import Ragged, Values, place_parts
 from shardstore.ragged_rows import rows_of_runs
@@ -25,15 +28,24 @@ Arrays = dict[str, Values]
 class Located(Protocol):
     """Positions of an epoch whose rows are known."""
 
+    def expect(self, start: int, stop: int) -> None:
+        """Be told that rows of positions number `start` to `stop` will be gathered soon."""
+
     def gather(self, start: int, stop: int) -> Arrays:
-        """Return fresh arrays of the rows of positions number `start` to `stop`."""
+        """Return the rows of positions number `start` to `stop`: fresh arrays, unless views were asked for."""
 
     def names(self, start: int, stop: int) -> Arrays:
         """Return fresh arrays that tell which rows these are: `"rows"`, their numbers in the store."""
 
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return the numbers of these rows in the table, as int64 that the caller must not change."""
+
 
 class Feed(Protocol):
     """Rows by position of an epoch."""
+
+    def close(self) -> None:
+        """Let go of what is being read ahead."""
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the rows at int64 positions that are known to be in range."""
@@ -50,8 +62,23 @@ class RowSource(Protocol):
     def decoded(self) -> tuple[str, ...]:
         """The columns that have to be decoded, a chunk at a time."""
 
-    def gather(self, rows: Rows) -> Arrays:
-        """Return fresh arrays of some rows of all columns."""
+    def gather(self, rows: Rows, empty: Allocate) -> Arrays:
+        """Return some rows of all columns in arrays made by `empty`."""
+
+    def gather_run(self, start: int, stop: int, empty: Allocate | None) -> Arrays:
+        """Return consecutive rows of all columns in arrays made by `empty`; without it, as views where possible."""
+
+    def wants(self, count: int) -> bool:
+        """Whether so many rows that will be read soon should be named to `expect` or `expect_run`."""
+
+    def expect(self, rows: Rows) -> None:
+        """Ask the system for the pages of rows that will be read soon."""
+
+    def expect_run(self, start: int, stop: int) -> None:
+        """Ask the system for the pages of consecutive rows that will be read soon, and of some behind them."""
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
 
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
         """Gather rows of one column into the C-contiguous `out`."""
@@ -69,52 +96,118 @@ class RowSource(Protocol):
 Windowed = WindowShuffle | RepeatedWindows
 
 
-def feed_of(source: RowSource, order: Order) -> Feed:
-    """Return the feed that suits an order and the columns of a source."""
+def feed_of(source: RowSource, order: Order, empty: Allocate = np.empty, copy: bool = True) -> Feed:
+    """Return the feed that suits an order and the columns of a source.
+
+    Args:
+        source: the rows.
+        order: which of them comes when.
+        empty: makes the arrays that rows are gathered into.
+        copy: whether all are gathered; else consecutive ones may be views of files.
+    """
     if isinstance(order, Windowed) and source.decoded:
-        return WindowFeed(source, order)
-    return DirectFeed(source, order)
+        return WindowFeed(source, order, empty)
+    if isinstance(order, Sequential):
+        return RunFeed(source, empty if copy else None)
+    return DirectFeed(source, order, empty)
 
 
 class DirectFeed:
     """Reads rows where they are."""
 
-    def __init__(self, source: RowSource, order: Order) -> None:
+    def __init__(self, source: RowSource, order: Order, empty: Allocate) -> None:
         self._source = source
         self._order = order
+        self._empty = empty
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the rows at some positions."""
-        return _LocatedRows(self._source, self._order.rows(epoch, positions))
+        return _LocatedRows(self._source, self._order.rows(epoch, positions), self._empty)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 class _LocatedRows:
-    def __init__(self, source: RowSource, rows: Rows) -> None:
+    def __init__(self, source: RowSource, rows: Rows, empty: Allocate) -> None:
         self._source = source
         self._rows = rows
+        self._empty = empty
+
+    def expect(self, start: int, stop: int) -> None:
+        if self._source.wants(stop - start):
+            self._source.expect(self._rows[start:stop])
 
     def gather(self, start: int, stop: int) -> Arrays:
-        return self._source.gather(self._rows[start:stop])
+        return self._source.gather(self._rows[start:stop], self._empty)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        return self._rows[start:stop]
 
     def names(self, start: int, stop: int) -> Arrays:
         # A copy, so that a batch's row numbers are as much its own as its columns.
         return {"rows": self._source.store_rows(self._rows[start:stop]).copy()}
 
 
-class WindowFeed:
-    """Decodes a window at a time, and picks its rows from what was decoded.
+class RunFeed:
+    """Reads rows in the table's own order: those that follow one another, as one run."""
 
-    Holds the decoded columns of one window for each lane that is read. A window's buffers take the next one.
+    def __init__(self, source: RowSource, empty: Allocate | None) -> None:
+        self._source = source
+        self._empty = empty
+
+    def locate(self, epoch: int, positions: Rows) -> Located:
+        """Find the rows at some positions: these themselves."""
+        return _LocatedRuns(self._source, positions, self._empty)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class _LocatedRuns(_LocatedRows):
+    def __init__(self, source: RowSource, rows: Rows, empty: Allocate | None) -> None:
+        super().__init__(source, rows, empty or np.empty)
+        self._run_empty = empty
+        # Ranks and workers leave out rows, and padding repeats some: from there on, each row is found by itself.
+        steps = np.flatnonzero(np.diff(rows) != 1)
+        self._run_ends = np.append(steps + 1, len(rows))
+
+    def _is_run(self, start: int, stop: int) -> bool:
+        return start < stop and int(self._run_ends[np.searchsorted(self._run_ends, start, "right")]) >= stop
+
+    def expect(self, start: int, stop: int) -> None:
+        if self._is_run(start, stop):
+            self._source.expect_run(int(self._rows[start]), int(self._rows[start]) + stop - start)
+        else:
+            super().expect(start, stop)
+
+    def gather(self, start: int, stop: int) -> Arrays:
+        if not self._is_run(start, stop):
+            return super().gather(start, stop)
+        first = int(self._rows[start])
+        return self._source.gather_run(first, first + stop - start, self._run_empty)
+
+
+class WindowFeed:
+    """Decodes a window at a time, and picks its rows from what was decoded; meanwhile a thread decodes the next one.
+
+    Holds the decoded columns of two windows for each lane that is read, or of one where the memory budget has no room
+    for two. A window's buffers take the next but one.
     """
 
-    def __init__(self, source: RowSource, order: Windowed) -> None:
+    def __init__(self, source: RowSource, order: Windowed, empty: Allocate) -> None:
         self._source = source
+        self._empty = empty
         self._order = order
         self._staged: dict[int, _StagedWindow] = {}
+        self._coming: dict[int, tuple[Window, Task[_StagedWindow]]] = {}
+        self._spare: dict[int, dict[str, NDArray[Any]]] = {}
+        row_nbytes = sum(source.schema[name].row_nbytes for name in source.decoded)
+        self._reads_ahead = 2 * order.max_window_rows * row_nbytes <= source.buffer_nbytes()
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the windows that hold some positions, and the places there."""
-        return _LocatedPlaces(self, len(positions), self._order.windows(epoch, positions))
+        return _LocatedPlaces(self, len(positions), self._order.windows(epoch, positions), self._empty)
 
     @property
     def source(self) -> RowSource:
@@ -122,14 +215,40 @@ class WindowFeed:
         return self._source
 
     def staged(self, window: Window) -> _StagedWindow:
-        """Return a window with its columns decoded."""
+        """Return a window with its columns decoded; from the second time on, the next one is being decoded, too."""
         _, lane, _ = window.name
-        staged = self._staged.get(lane)
-        if staged is None or staged.window.name != window.name:
-            buffers = {} if staged is None else staged.buffers
-            self._staged.pop(lane, None)  # whatever happens while its buffers are filled
-            staged = self._staged[lane] = _StagedWindow(self._source, window, buffers)
+        last = self._staged.get(lane)
+        if last is not None and last.window.name == window.name:
+            self._decode_ahead(window, lane)
+            return last
+        self._staged.pop(lane, None)  # whatever happens while its buffers are filled
+        coming, task = self._coming.pop(lane, (None, None))
+        if coming is None or task is None or task.lost:
+            buffers = {} if last is None else last.buffers
+        else:
+            ready = task.result()
+            self._spare[lane] = {} if last is None else last.buffers
+            if coming.name == window.name:
+                self._staged[lane] = ready
+                return ready
+            buffers = ready.buffers
+        staged = self._staged[lane] = _StagedWindow(self._source, window, buffers)
         return staged
+
+    def _decode_ahead(self, window: Window, lane: int) -> None:
+        if not self._reads_ahead or lane in self._coming:
+            return
+        following = self._order.following(window)
+        if following is not None:
+            buffers = self._spare.pop(lane, {})
+            stage = partial(_StagedWindow, self._source, following, buffers)
+            self._coming[lane] = following, Task(lambda stopped: stage(), "window")
+
+    def close(self) -> None:
+        """Let go of the window that is being decoded."""
+        for _, task in self._coming.values():
+            task.stop()
+        self._coming.clear()
 
 
 class _StagedWindow:
@@ -156,16 +275,24 @@ class _StagedWindow:
 class _LocatedPlaces:
     """Positions sorted into windows, and their rows' places there."""
 
-    def __init__(self, feed: WindowFeed, count: int, windows: list[tuple[Window, slice | Rows, Rows]]) -> None:
+    def __init__(
+        self, feed: WindowFeed, count: int, windows: list[tuple[Window, slice | Rows, Rows]], empty: Allocate
+    ) -> None:
         self._feed = feed
+        self._empty = empty
         self._windows = windows
         # Where a window has consecutive positions (always, with one lane), no position is looked for.
         self._rows: Rows | None = None
         self._count = count
 
+    def expect(self, start: int, stop: int) -> None:
+        source = self._feed.source
+        if len(source.decoded) < len(source.schema) and source.wants(stop - start):
+            source.expect(self._all_rows()[start:stop])
+
     def gather(self, start: int, stop: int) -> Arrays:
         source = self._feed.source
-        merged = _Merged(stop - start)
+        merged = _Merged(stop - start, self._empty)
         for window, where, places in self._parts(start, stop):
             staged = self._feed.staged(window)
             for name in source.decoded:
@@ -181,10 +308,13 @@ class _LocatedPlaces:
                 gathered[name] = source.read_ragged(name, rows)
             else:
                 assert rows is not None
-                out = np.empty((stop - start, *field.row_shape), field.dtype)
+                out = self._empty((stop - start, *field.row_shape), field.dtype)
                 source.read(name, rows, out)
                 gathered[name] = out
         return gathered
+
+    def rows(self, start: int, stop: int) -> Rows:
+        return self._all_rows()[start:stop]
 
     def names(self, start: int, stop: int) -> Arrays:
         return {"rows": self._feed.source.store_rows(self._all_rows()[start:stop]).copy()}
@@ -216,24 +346,44 @@ class _LocatedPlaces:
 class MixtureFeed:
     """Reads the rows of each source of a mixture with a feed of the source's own, and puts them where they belong."""
 
-    def __init__(self, feeds: Sequence[Feed], order: MixtureOrder) -> None:
+    def __init__(self, feeds: Sequence[Feed], order: MixtureOrder, empty: Allocate) -> None:
         self._feeds = feeds
         self._order = order
+        self._empty = empty
 
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the rows at some positions, source by source."""
         dealt = self._order.deal(positions)
-        return _LocatedParts([(number, where, self._feeds[number].locate(epoch, own)) for number, where, own in dealt])
+        parts = [(number, where, self._feeds[number].locate(epoch, own)) for number, where, own in dealt]
+        return _LocatedParts(parts, self._order.first_rows, self._empty)
+
+    def close(self) -> None:
+        """Let go of what is being read ahead."""
+        for feed in self._feeds:
+            feed.close()
 
 
 class _LocatedParts:
     """Positions sorted by source: the number of each source, which positions it has (ascending), and their rows."""
 
-    def __init__(self, parts: list[tuple[int, Rows, Located]]) -> None:
+    def __init__(self, parts: list[tuple[int, Rows, Located]], first_rows: list[int], empty: Allocate) -> None:
         self._parts = parts
+        self._first_rows = first_rows
+        self._empty = empty
+
+    def expect(self, start: int, stop: int) -> None:
+        for _, where, located in self._parts:
+            located.expect(*np.searchsorted(where, (start, stop)).tolist())
 
     def gather(self, start: int, stop: int) -> Arrays:
         return self._merged(start, stop, lambda _, located, first, last: located.gather(first, last))
+
+    def rows(self, start: int, stop: int) -> Rows:
+        def numbered(number: int, located: Located, first: int, last: int) -> Arrays:
+            return {"rows": located.rows(first, last) + self._first_rows[number]}
+
+        rows: Rows = self._merged(start, stop, numbered)["rows"]  # type: ignore[assignment]
+        return rows
 
     def names(self, start: int, stop: int) -> Arrays:
         def named(number: int, located: Located, first: int, last: int) -> Arrays:
@@ -242,7 +392,7 @@ class _LocatedParts:
         return self._merged(start, stop, named)
 
     def _merged(self, start: int, stop: int, read: Callable[[int, Located, int, int], Arrays]) -> Arrays:
-        merged = _Merged(stop - start)
+        merged = _Merged(stop - start, self._empty)
         for number, where, located in self._parts:
             first, last = np.searchsorted(where, (start, stop)).tolist()
             if first == last:
@@ -256,10 +406,11 @@ class _LocatedParts:
 
 
 class _Merged:
-    """Fresh columns of `count` rows that come in parts."""
+    """Columns of `count` rows that come in parts, in arrays made by `empty`."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, empty: Allocate) -> None:
         self._count = count
+        self._empty = empty
         self._fixed: dict[str, NDArray[Any]] = {}
         self._ragged: dict[str, list[tuple[slice | Rows, Ragged]]] = {}
 
@@ -270,7 +421,7 @@ class _Merged:
             return
         out = self._fixed.get(name)
         if out is None:
-            out = self._fixed[name] = np.empty((self._count, *rows.shape[1:]), rows.dtype)
+            out = self._fixed[name] = self._empty((self._count, *rows.shape[1:]), rows.dtype)
         if places is None:
             out[where] = rows
         elif isinstance(where, slice):

@@ -15,7 +15,7 @@ from shardstore.ragged import Ragged, Values
 from shardstore.ragged_rows import RaggedFiles, rows_of_runs
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
-from shardstore.table_rows import ColumnFiles, take_rows
+from shardstore.table_rows import ColumnFiles, Stopped, take_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,38 @@ class JoinedFiles:
         else:
             own = side.selection.pick(selection.resolve(np.arange(selection.count, dtype=np.int64)))
         return side.files.ragged_source(name, own)
+
+    def wants(self, name: str, count: int) -> bool:
+        """Whether so many rows of a column that will be read soon should be named to `expect`."""
+        return self._sides[name].files.wants(name, count)
+
+    def expect(self, name: str, rows: Rows) -> None:
+        """Ask the system for the pages of rows that will be read soon."""
+        side = self._sides[name]
+        side.files.expect(name, side.selection.resolve(rows))
+
+    def expect_run(self, name: str, start: int, stop: int) -> None:
+        """Ask the system for the pages of consecutive rows that will be read soon, and of some behind them."""
+        side = self._sides[name]
+        if side.selection.is_contiguous:
+            side.files.expect_run(name, side.selection.start + start, side.selection.start + stop)
+        else:
+            self.expect(name, np.arange(start, stop, dtype=np.int64))
+
+    def populate(self, name: str, start: int, stop: int, stopped: Stopped) -> None:
+        """Bring consecutive rows into the page cache and page tables, where they follow one another in the store."""
+        side = self._sides[name]
+        if side.selection.is_contiguous:
+            side.files.populate(name, side.selection.start + start, side.selection.start + stop, stopped)
+
+    def check_budget(self, nbytes: int, what: str, advice: str) -> None:
+        """Raise `ValueError` if buffers of so many bytes do not fit the memory budget that was set for either."""
+        for side in self._sides.values():
+            side.files.check_budget(nbytes, what, advice)
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the smaller memory budget has for buffers."""
+        return min(side.files.buffer_nbytes() for side in self._sides.values())
 
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""

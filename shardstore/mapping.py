@@ -17,13 +17,14 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.locks import ForkSafeLock
+from shardstore.machine import max_map_count
+from shardstore.paging import Advice, advise
 
 _PROT_NONE = 0
 _HUGE_PAGE = 2 << 20
@@ -54,6 +55,10 @@ class MappedFiles:
     Attributes:
         data: uint8 `((files - 1) · spacing + data_nbytes[-1],)`, read-only. Only bytes of files that `ensure` has
             mapped may be touched. The mapping lives as long as any array that shows it.
+        address: where the range begins.
+        span_nbytes: its length in bytes, gaps and what is not mapped yet among them.
+        count: how many files there are.
+        advice: what the system is told of each file's pages when it is mapped, if anything.
 
     Raises:
         CannotMapError: if the system cannot do this.
@@ -63,29 +68,50 @@ class MappedFiles:
         self, open_file: Callable[[int], int], data_nbytes: Sequence[int], spacing: int, confirm: Callable[[], None]
     ) -> None:
         count = len(data_nbytes)
+        self._data_nbytes = data_nbytes
+        self._spacing = spacing
         self._mmap, munmap = _calls()
         length = (count - 1) * spacing + self._pages(data_nbytes[-1])
-        _budget.take(count)
+        self._usage = _Usage()
+        self._usage.become(self._mappings(1))  # fails here, rather than with the first row
         reserved = length + _HUGE_PAGE
         start = self._mmap(None, reserved, _PROT_NONE, _reserved_flags(), -1, 0)
         if start == _FAILED:
-            _budget.give(count)
+            self._usage.become(0)
             raise CannotMapError(f"no range of {reserved:,} addresses: {os.strerror(ctypes.get_errno())}")
         # Aligned, so that the kernel can map the page cache's large folios as huge pages: random rows then cost
         # fewer page walks, as they do in NumPy's own large arrays.
         base = -(-start // _HUGE_PAGE) * _HUGE_PAGE
         holder = (ctypes.c_ubyte * length).from_address(base)
-        weakref.finalize(holder, _release, munmap, start, reserved, count).atexit = False
+        weakref.finalize(holder, _release, munmap, start, reserved, self._usage).atexit = False
         # A read-only memoryview in between: nobody can make the array writable again, which would end in a signal.
         self.data = np.frombuffer(memoryview(holder).toreadonly(), np.uint8, (count - 1) * spacing + data_nbytes[-1])
-        self._base = base
+        self.address = base
+        self.span_nbytes = length
+        self.count = count
+        self.advice: Advice | None = None
         self._open_file = open_file
         self._confirm = confirm
-        self._data_nbytes = data_nbytes
-        self._spacing = spacing
         self._mapped = np.zeros(count, np.bool_)
         self._complete = False
         self._lock = ForkSafeLock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files' data, mapped or not."""
+        return sum(self._data_nbytes)
+
+    def mapped(self, files: NDArray[np.int64]) -> bool:
+        """Whether all of these files are mapped."""
+        return self._complete or bool(self._mapped[files].all())
+
+    def range_of(self, i: int) -> tuple[int, int]:
+        """Return the address of a file's pages, and their bytes."""
+        return self.address + i * self._spacing, self._pages(self._data_nbytes[i])
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Return address and bytes of the pages of each file that is mapped."""
+        return [self.range_of(i) for i in np.flatnonzero(self._mapped).tolist()]
 
     @property
     def complete(self) -> bool:
@@ -100,11 +126,18 @@ class MappedFiles:
         needed[files] = True
         with self._lock:
             missing = np.flatnonzero(needed & ~self._mapped)
+            self._usage.become(self._mappings(int(self._mapped.sum()) + len(missing)))
             for i in missing.tolist():
                 self._map(i)
             self._confirm()  # once for all of them: it costs as much as opening several
             self._mapped[missing] = True
             self._complete = bool(self._mapped.all())
+
+    def _mappings(self, mapped: int) -> int:
+        """Return how many mappings the system counts at most for so many mapped files, gaps among them."""
+        count = len(self._data_nbytes)
+        gaps = mapped if self._spacing > self._pages(self._data_nbytes[0]) else min(mapped + 1, count - mapped)
+        return mapped + gaps
 
     @staticmethod
     def _pages(nbytes: int) -> int:
@@ -112,7 +145,7 @@ class MappedFiles:
         return -(-nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
 
     def _map(self, i: int) -> None:
-        place, nbytes = self._base + i * self._spacing, self._data_nbytes[i]
+        place, nbytes = self.address + i * self._spacing, self._data_nbytes[i]
         descriptor = self._open_file(i)
         try:
             mapped = self._mmap(place, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
@@ -123,46 +156,49 @@ class MappedFiles:
             # Keep the place reserved: the failed call may have left a hole that another mapping could fall into.
             self._mmap(place, self._pages(nbytes), _PROT_NONE, _reserved_flags() | _MAP_FIXED, -1, 0)
             raise CannotMapError(f"cannot map {nbytes:,} bytes: {os.strerror(error)}")
+        if self.advice is not None:
+            advise(place, self._pages(nbytes), self.advice)
 
 
 def _reserved_flags() -> int:
     return mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
-def _release(munmap: Any, base: int, length: int, count: int) -> None:
+def _release(munmap: Any, base: int, length: int, usage: _Usage) -> None:
     munmap(base, length)
-    _budget.give(count)
+    usage.become(0)
+
+
+class _Usage:
+    """Mappings that one range has taken of the process's."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def become(self, count: int) -> None:
+        """Have so many; raise `CannotMapError` if there are not enough."""
+        _budget.change(count - self._count)
+        self._count = count
 
 
 class _Budget:
-    """Keeps this process below half of the mappings that Linux allows it (`vm.max_map_count`, 65,530 by default)."""
+    """Keeps this process below three quarters of the mappings that Linux allows it (`vm.max_map_count`)."""
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
         self._used = 0
 
-    def take(self, count: int) -> None:
+    def change(self, count: int) -> None:
+        """Use so many more, or fewer."""
         with self._lock:
-            # Gaps between files count as mappings too.
-            if 2 * (self._used + count) > max_map_count() // 2:
-                raise CannotMapError(f"{count:,} more shard files would come near vm.max_map_count")
+            if count > 0 and self._used + count > max_map_count() * 3 // 4:
+                raise CannotMapError(
+                    f"{count:,} more mappings would come near the {max_map_count():,} that vm.max_map_count allows"
+                )
             self._used += count
-
-    def give(self, count: int) -> None:
-        with self._lock:
-            self._used -= count
 
 
 _budget = _Budget()
-
-
-@cache
-def max_map_count() -> int:
-    """Return how many mappings the system allows a process."""
-    try:
-        return int(Path("/proc/sys/vm/max_map_count").read_text())
-    except (OSError, ValueError):
-        return 65_530
 
 
 @cache

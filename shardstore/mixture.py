@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shardstore.buffers import Allocate
 from shardstore.errors import SchemaError
 from shardstore.feeds import Feed, MixtureFeed
 from shardstore.order import (
@@ -31,6 +32,7 @@ from shardstore.schema import Field, parse_bytes
 from shardstore.store import open_store
 from shardstore.stream import Streamable, StreamSource, known_columns
 from shardstore.table import Table
+from shardstore.table_rows import Stopped
 
 Stop = Literal["first", "all"] | int
 
@@ -199,14 +201,32 @@ class MixtureRows:
     def __init__(self, tables: tuple[Table, ...], order: MixtureOrder) -> None:
         self._tables = tables
         self._order = order
+        self.count = sum(len(table) for table in tables)
         self.columns = tables[0].columns
         self.names = ("rows", "source")
         self.row_nbytes = tables[0].row_nbytes
 
-    def feed(self) -> Feed:
-        """Return a new feed of the rows in their order."""
-        pairs = zip(self._tables, self._order.sources, strict=True)
-        return MixtureFeed([table.source(order).feed() for table, order in pairs], self._order)
+    def check_budget(self, batch_size: int) -> None:
+        """Raise `ValueError` if a batch, or windows of all sources, do not fit the memory budgets that were set."""
+        for source in self._sources:
+            source.check_budget(batch_size)
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the smallest memory budget has for buffers."""
+        return min(source.buffer_nbytes() for source in self._sources)
+
+    def populate(self, stopped: Stopped) -> None:
+        """Bring the sources into the page cache and page tables, unless few of their rows are meant."""
+        for source in self._sources:
+            source.populate(stopped)
+
+    @cached_property
+    def _sources(self) -> tuple[StreamSource, ...]:
+        return tuple(table.source(order) for table, order in zip(self._tables, self._order.sources, strict=True))
+
+    def feed(self, empty: Allocate = np.empty, copy: bool = True) -> Feed:
+        """Return a new feed of the rows in their order, which are always copied."""
+        return MixtureFeed([source.feed(np.empty) for source in self._sources], self._order, empty)
 
     def fingerprint(self) -> str:
         """Return what tells these rows from others: the stores and selections in their order, but not the columns."""
@@ -214,8 +234,7 @@ class MixtureRows:
 
     @cached_property
     def _fingerprint(self) -> str:
-        pairs = zip(self._tables, self._order.sources, strict=True)
-        found = " ".join(table.source(order).fingerprint() for table, order in pairs)
+        found = " ".join(source.fingerprint() for source in self._sources)
         return f"mixture/{hashlib.blake2b(found.encode(), digest_size=16).hexdigest()}"
 
 

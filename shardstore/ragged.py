@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardstore.buffers import Allocate
 from shardstore.casting import exact_array
 from shardstore.selection import Rows, normalize
 
@@ -374,4 +375,21 @@ def _join_equal(values: NDArray[Any], starts: Rows, length: int, out: NDArray[An
 
 # What columns give for several rows.
 Values = NDArray[Any] | Ragged
+
+
+def owned(values: Values, empty: Allocate = np.empty) -> Values:
+    """Return rows in writable arrays: those that are views of files, as copies in arrays made by `empty`."""
+    if isinstance(values, Ragged):
+        return values.checked(_owned(values.values, empty), values.offsets)
+    return _owned(values, empty)
+
+
+def _owned(array: NDArray[Any], empty: Allocate) -> NDArray[Any]:
+    if array.flags.writeable:
+        return array
+    copied = empty(array.shape, array.dtype)
+    copied[...] = array
+    return copied
+
+
 RAGGED_CLASSES: dict[str, type[Ragged]] = {"ragged": Ragged, "utf8": Strings, "binary": Blobs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +48,24 @@ class RaggedFiles(Protocol):
 
     def read_item_slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return consecutive items, as a read-only view where that needs no copy."""
+
+    def wants(self, name: str, count: int) -> bool:
+        """Whether so many rows of a column that will be read soon should be named to the methods below."""
+
+    def expect_items(self, name: str, starts: Rows, stops: Rows) -> None:
+        """Ask the system for the pages of runs of items that will be read soon."""
+
+    def expect_item_run(self, name: str, start: int, stop: int) -> None:
+        """Ask the system for the pages of consecutive items that will be read soon, and of some behind them."""
+
+    def populate_items(self, name: str, start: int, stop: int, stopped: Callable[[], bool]) -> None:
+        """Bring consecutive items into the page cache and, if they are to stay resident, into the page tables."""
+
+    def check_budget(self, nbytes: int, what: str, advice: str) -> None:
+        """Raise `ValueError` if buffers of so many bytes do not fit the memory budget that the user has set."""
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
 
     def range_slice(self, name: str, start: int, stop: int) -> NDArray[np.int64] | None:
         """Return the ranges of consecutive rows, unchecked, as a view of the file; None where that needs a copy."""

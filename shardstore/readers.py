@@ -9,19 +9,21 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstore.access import DEFAULT_ACCESS, RUN_AHEAD_NBYTES, AccessOptions, Budget, PageKeeper
 from shardstore.cache import BoundedCache
-from shardstore.decoding import for_each
+from shardstore.decoding import decoders
 from shardstore.entries import ArrayEntry
 from shardstore.errors import CorruptionError
 from shardstore.locks import ForkSafeLock
 from shardstore.mapping import CannotMapError, MappedFiles, spacing_nbytes
+from shardstore.paging import tells_cached
 from shardstore.ragged import join_runs
 from shardstore.schema import Field
 from shardstore.selection import Rows
@@ -37,9 +39,21 @@ from shardstore.shardfile import (
     read_footer,
 )
 
-# Decoded chunks by column and number, shared by the columns of a store.
+# Decoded chunks by column and number.
 ChunkCache = BoundedCache[tuple[str, int], NDArray[Any]]
-CHUNK_CACHE_NBYTES = 32 << 20
+
+
+class Shared:
+    """What the readers of all columns of a store share.
+
+    Attributes:
+        budget: its memory budget.
+        chunks: decoded chunks.
+    """
+
+    def __init__(self, options: AccessOptions = DEFAULT_ACCESS) -> None:
+        self.budget = Budget(options)
+        self.chunks: ChunkCache = BoundedCache(self.budget.cache_nbytes, lambda chunk: chunk.nbytes)
 
 
 class Reader(ABC):
@@ -80,14 +94,37 @@ class Reader(ABC):
         self.take_runs(starts, stops, out)
         return out
 
+    # What follows is of use for mapped files; elsewhere there is nothing to do ahead.
 
-def open_reader(directory: ShardDirectory, entry: ArrayEntry, chunks: ChunkCache, contiguous: bool = True) -> Reader:
+    @property
+    def mapped_ranges(self) -> list[tuple[int, int]]:
+        """Address and bytes of the pages of each file that is mapped now."""
+        return []
+
+    def wants(self, count: int) -> bool:
+        """Whether so many rows that will be read soon should be named to the methods below."""
+        return False
+
+    def expect(self, rows: Rows) -> None:  # noqa: B027, there is nothing to do unless files are mapped
+        """Ask the system for the pages of rows that will be read soon."""
+
+    def expect_runs(self, starts: Rows, stops: Rows) -> None:  # noqa: B027
+        """Ask the system for the pages of runs of consecutive rows that will be read soon."""
+
+    def expect_run(self, start: int, stop: int) -> None:  # noqa: B027
+        """Ask the system for the pages of consecutive rows that will be read soon, and of some behind them."""
+
+    def populate(self, start: int, stop: int, stopped: Callable[[], bool]) -> None:  # noqa: B027
+        """Bring consecutive rows into the page cache and, if they are to stay resident, into the page tables."""
+
+
+def open_reader(directory: ShardDirectory, entry: ArrayEntry, shared: Shared, contiguous: bool = True) -> Reader:
     """Open the reader that suits an array.
 
     Args:
         directory: the store's directory.
         entry: the array.
-        chunks: where decoded chunks are kept.
+        shared: what the arrays of a store share.
         contiguous: whether to try one mapping of all shards where the array is raw.
 
     Raises:
@@ -98,11 +135,11 @@ def open_reader(directory: ShardDirectory, entry: ArrayEntry, chunks: ChunkCache
         return EmptyReader(entry)
     check_shards(directory, entry.keys, entry.nbytes.tolist())
     if not layout.codec.is_raw:
-        return ChunkReader(directory, entry, chunks)
+        return ChunkReader(directory, entry, shared.chunks)
     if contiguous:
         with suppress(CannotMapError):
-            return ContiguousReader(directory, entry)
-    return ShardwiseReader(directory, entry)
+            return ContiguousReader(directory, entry, shared.budget)
+    return ShardwiseReader(directory, entry, shared.budget)
 
 
 class EmptyReader(Reader):
@@ -132,7 +169,7 @@ class ContiguousReader(Reader):
     `take` and `slice` raise `CannotMapError` where the process has run out of mappings since.
     """
 
-    def __init__(self, directory: ShardDirectory, entry: ArrayEntry) -> None:
+    def __init__(self, directory: ShardDirectory, entry: ArrayEntry, budget: Budget) -> None:
         layout, rows = entry.layout, entry.rows
         super().__init__(layout.field)
         keys, sizes = entry.keys, entry.nbytes.tolist()
@@ -142,7 +179,9 @@ class ContiguousReader(Reader):
         self._files = MappedFiles(
             lambda i: open_shard(directory, keys[i], sizes[i], confirm=False), data_nbytes, spacing, directory.confirm
         )
+        self._pages = PageKeeper(self._files, layout.field.row_nbytes, budget, _tells_cached(directory, keys[0]))
         self._array = self._files.data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
+        self._rows = rows
         self._shard_rows = layout.shard_rows
         # Behind a single shard there is none.
         self._phantom_rows = (spacing - layout.shard_nbytes) // layout.field.row_nbytes if len(keys) > 1 else 0
@@ -150,27 +189,48 @@ class ContiguousReader(Reader):
         self._shift = layout.shard_rows.bit_length() - 1
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:
-        """Copy the given rows into `out` in one gather."""
+        """Copy the given rows into `out` in one gather, or in several where the budget bounds what is resident."""
         if not self._files.complete:
             self._files.ensure(rows >> self._shift)
-        if self._phantom_rows:
-            rows = rows + (rows >> self._shift) * self._phantom_rows
-        # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
-        self._array.take(rows, axis=0, out=out, mode="clip")
+        places = self._places(rows)
+        self._pages.before(places)
+        if self._pages.kept:
+            # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
+            self._array.take(places, axis=0, out=out, mode="clip")
+            return
+        size = self._pages.rows_at_once()
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            self._array.take(part, axis=0, out=out[start : start + size], mode="clip")
+            self._pages.after(len(part))
+
+    def _places(self, rows: Rows) -> Rows:
+        """Return where rows are in the array, phantom rows counted."""
+        return rows + (rows >> self._shift) * self._phantom_rows if self._phantom_rows else rows
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Return a view; only rows on both sides of phantom rows have to be copied."""
         if start < stop and not self._files.complete:
-            self._files.ensure(np.arange(start >> self._shift, ((stop - 1) >> self._shift) + 1))
+            self._files.ensure(self._shards(start, stop))
+        if not self._pages.kept:
+            self._pages.after_run(stop - start)
         if not self._phantom_rows or start == stop:
             return self._array[start:stop]
-        pieces = [
-            self._array[first + shard * self._phantom_rows : last + shard * self._phantom_rows]
-            for shard, first, last in _runs(start, stop, self._shard_rows)
-        ]
+        pieces = [self._array[first:last] for first, last in self._pieces(start, stop)]
         joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         joined.flags.writeable = False
         return joined
+
+    def _shards(self, start: int, stop: int) -> Rows:
+        return np.arange(start >> self._shift, ((stop - 1) >> self._shift) + 1)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Cut consecutive rows where phantom rows are between them: yields places in the array."""
+        if not self._phantom_rows:
+            yield start, stop
+            return
+        for shard, first, last in _runs(start, stop, self._shard_rows):
+            yield first + shard * self._phantom_rows, last + shard * self._phantom_rows
 
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """Copy all runs at once where there are no phantom rows."""
@@ -179,11 +239,13 @@ class ContiguousReader(Reader):
             return
         if not self._files.complete:
             self._map_runs(starts, stops)
+        self._pages.before_runs(starts, stops)
         join_runs(self._array, starts, stops, out)
+        self._after_runs(starts, stops)
 
     def take_blocks(self, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
         """Copy all blocks in one gather where there are no phantom rows: they are rows of a table."""
-        if self._phantom_rows or not self._files.complete:
+        if self._phantom_rows or not (self._files.complete and self._pages.kept) or self._pages.wants(len(blocks)):
             super().take_blocks(first, length, blocks, out)
             return
         count = (len(self._array) - first) // length
@@ -197,13 +259,68 @@ class ContiguousReader(Reader):
             return super().join_runs(starts, stops)
         if not self._files.complete:
             self._map_runs(starts, stops)
-        return join_runs(self._array, starts, stops)
+        self._pages.before_runs(starts, stops)
+        joined = join_runs(self._array, starts, stops)
+        self._after_runs(starts, stops)
+        return joined
+
+    def _after_runs(self, starts: Rows, stops: Rows) -> None:
+        if not self._pages.kept:
+            self._pages.after(len(starts))
+            self._pages.after_run(int((stops - starts).sum()))
 
     def _map_runs(self, starts: Rows, stops: Rows) -> None:
         filled = starts < stops
         firsts, lasts = starts[filled] >> self._shift, (stops[filled] - 1) >> self._shift
         inner = [np.arange(a + 1, b) for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True) if a + 1 < b]
         self._files.ensure(np.concatenate([firsts, lasts, *inner]))
+
+    @property
+    def mapped_ranges(self) -> list[tuple[int, int]]:
+        """Address and bytes of the pages of each shard that is mapped now."""
+        return self._files.ranges()
+
+    def wants(self, count: int) -> bool:
+        """Whether pages may be missing from the page cache, or nobody has looked for some time."""
+        return self._pages.wants(count)
+
+    def expect(self, rows: Rows) -> None:
+        """Map the shards of rows, and ask for their pages."""
+        self._files.ensure(rows >> self._shift)
+        self._pages.expect(self._places(rows))
+
+    def expect_runs(self, starts: Rows, stops: Rows) -> None:
+        """Map the shards of runs, and ask for their pages."""
+        self._map_runs(starts, stops)
+        firsts = self._places(starts)
+        # Where phantom rows lie within a run, its end is not asked for.
+        self._pages.expect_runs(firsts, firsts + (stops - starts))
+
+    def expect_run(self, start: int, stop: int) -> None:
+        """Map the shards of consecutive rows and of some megabytes behind them, and ask for their pages."""
+        if start >= stop or not self._pages.wants(stop - start):
+            return
+        self._files.ensure(self._shards(start, stop))
+        if not any(self._pages.misses_run(first, last) for first, last in self._pieces(start, stop)):
+            return
+        ahead = min(self._rows, stop + RUN_AHEAD_NBYTES // self._field.row_nbytes)
+        self._files.ensure(self._shards(start, ahead))
+        for first, last in self._pieces(start, ahead):
+            self._pages.ask_for_run(first, last)
+
+    def populate(self, start: int, stop: int, stopped: Callable[[], bool]) -> None:
+        """Map the shards of consecutive rows and bring them in, one after the other."""
+        for shard in self._shards(start, stop) if start < stop else ():
+            if stopped():
+                break
+            self._files.ensure(np.array([shard]))
+            if not self._pages.populate(int(shard), stopped):
+                break
+
+
+def _tells_cached(directory: ShardDirectory, key: str) -> bool:
+    (status,) = directory.stats((key,))
+    return status is not None and tells_cached(status)
 
 
 class ShardwiseReader(Reader):
@@ -212,12 +329,15 @@ class ShardwiseReader(Reader):
     MAX_OPEN = 512
     slices_are_views = False
 
-    def __init__(self, directory: ShardDirectory, entry: ArrayEntry) -> None:
+    def __init__(self, directory: ShardDirectory, entry: ArrayEntry, budget: Budget) -> None:
         super().__init__(entry.layout.field)
         self._directory = directory
         self._entry = entry
         self._rows = entry.rows
-        self._maps: BoundedCache[int, NDArray[Any]] = BoundedCache(self.MAX_OPEN, lambda shard: 1)
+        room = max(self.MAX_OPEN, budget.streamed_nbytes)
+        self._maps: BoundedCache[int, NDArray[Any]] = BoundedCache(
+            room, lambda shard: max(shard.nbytes, room // self.MAX_OPEN)
+        )
 
     def _map(self, shard: int) -> NDArray[Any]:
         try:
@@ -273,6 +393,7 @@ class ChunkReader(Reader):
         self._footers: BoundedCache[int, Footer] = BoundedCache(
             self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
         )
+        self._decoders = decoders()
         self._decodes = 0
         self._counting = ForkSafeLock()
 
@@ -283,19 +404,11 @@ class ChunkReader(Reader):
             chunk, positions, local = group
             out[positions] = np.take(self._chunk(chunk), local, axis=0)
 
-        for_each(copy, list(_group(rows, self._layout.chunk_rows)))
+        self._decoders.for_each(copy, list(_group(rows, self._layout.chunk_rows)))
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Decode consecutive rows into a fresh array."""
-        out = np.empty((stop - start, *self._layout.field.row_shape), self._layout.field.dtype)
-
-        def copy(run: tuple[int, int, int]) -> None:
-            chunk, first, last = run
-            before = chunk * self._layout.chunk_rows
-            out[first - start : last - start] = self._chunk(chunk)[first - before : last - before]
-
-        for_each(copy, list(_runs(start, stop, self._layout.chunk_rows)))
-        return out
+        return self.join_runs(np.array([start]), np.array([stop]))
 
     def take_runs(self, starts: Rows, stops: Rows, out: NDArray[Any]) -> None:
         """Decode runs of rows into `out`, each chunk once: straight into its place where all of it is wanted."""
@@ -326,8 +439,8 @@ class ChunkReader(Reader):
             for first, last, place in parts[chunk]:
                 out[place : place + last - first] = decoded[first:last]
 
-        for_each(decode, spans)
-        for_each(copy, list(parts))
+        self._decoders.for_each(decode, spans)
+        self._decoders.for_each(copy, list(parts))
 
     def _can_follow(self, spans: list[tuple[int, int, int]], chunk: int, place: int) -> bool:
         """Whether a chunk lies and goes behind the last span, in the same file, and that has not enough chunks."""

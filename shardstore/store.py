@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from shardstore.access import DEFAULT_ACCESS, Access, AccessOptions
 from shardstore.errors import DestinationError, LockedError
 from shardstore.manifest import Manifest
 from shardstore.schema import DEFAULT_SHARD_BYTES
 from shardstore.selection import Selection
 from shardstore.statistics.summary import DEFAULT_BINS, ColumnStatistics
 from shardstore.store_files import StoreFiles
-from shardstore.stream import Streamable
+from shardstore.stream import Streamable, column_names
 from shardstore.table import Table
 
 if TYPE_CHECKING:
@@ -29,14 +30,24 @@ if TYPE_CHECKING:
 _log = logging.getLogger("shardstore")
 
 
-def open_store(path: str | os.PathLike[str]) -> Store:
+def open_store(
+    path: str | os.PathLike[str], *, access: Access = "auto", memory_budget: int | str | None = None
+) -> Store:
     """Open the store at a directory for reading.
 
+    Args:
+        path: the directory.
+        access: how the pages of raw columns are used. `"auto"` keeps columns resident that fit the memory budget, and
+            streams through larger ones; `"resident"` keeps all, `"streaming"` none.
+        memory_budget: bytes, or a text such as `"2GiB"`: what this process may have resident of the store's files, and
+            in buffers and caches for reading them. By default half of the memory that is available now.
+
     Raises:
+        ValueError, TypeError, SchemaError: if `access` or `memory_budget` makes no sense.
         FormatError: if there is no store, or one of a later format version.
         CorruptionError: if its manifest is damaged.
     """
-    store = Store(path)
+    store = Store(path, AccessOptions.checked(access, memory_budget))
     store.files.load()  # an error belongs here, not to the first read
     return store
 
@@ -52,8 +63,8 @@ class Store(Table):
     Nothing but the manifest is read until rows are asked for. Pickles as its path.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._files = StoreFiles(Path(path))
+    def __init__(self, path: str | os.PathLike[str], options: AccessOptions = DEFAULT_ACCESS) -> None:
+        self._files = StoreFiles(Path(path), options)
         # Statistics that could not be kept in the store.
         self._stats: dict[str, ColumnStatistics] = {}
 
@@ -96,6 +107,18 @@ class Store(Table):
     def chunks_decoded(self) -> int:
         """How many compressed chunks this process has decoded for the open store: a measure of wasted work."""
         return self._files.chunks_decoded
+
+    def warm(self, columns: str | Sequence[str] | None = None) -> None:
+        """Bring columns into the page cache, and those that the memory budget keeps resident into the page tables.
+
+        Compressed columns are left out. What takes no time on a warm store takes the disk's time on a cold one.
+
+        Args:
+            columns: the columns; all by default.
+        """
+        names = self.columns if columns is None else self._known(column_names(columns))
+        for name in names:
+            self._files.populate(name, 0, len(self), lambda: False)
 
     def verify(self, progress: bool | None = None) -> VerifyReport:
         """Check every byte of the store against its checksums, and return what was found.

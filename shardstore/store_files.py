@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.cache import BoundedCache
+from shardstore.access import DEFAULT_ACCESS, AccessOptions, Budget
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import CorruptionError, FormatError
 from shardstore.manifest import Manifest
@@ -18,7 +18,7 @@ from shardstore.mapping import CannotMapError
 from shardstore.opened import ColumnDirectory, OpenedStore
 from shardstore.ragged import Ragged, Values
 from shardstore.ragged_rows import RaggedFiles, slice_ragged, take_ragged
-from shardstore.readers import CHUNK_CACHE_NBYTES, ChunkCache, ChunkReader, Reader, open_reader
+from shardstore.readers import ChunkReader, Reader, Shared, open_reader
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
 
@@ -34,16 +34,22 @@ class StoreFiles:
     Pickles as the path, and opens again when it is first used; then it has the columns that it had, and no others.
     """
 
-    def __init__(self, path: Path, store_id: str | None = None, columns: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: AccessOptions = DEFAULT_ACCESS,
+        store_id: str | None = None,
+        columns: Mapping[str, int] | None = None,
+    ) -> None:
         self.path = path
+        self._options = options
         # The working directory may be another one by the time this is pickled.
         self.absolute_path = path.absolute()
         # What is meant, where that is known: which store, and by name the generations that its columns are of.
         self._meant = store_id, columns
         self._opened: OpenedStore | None = None
         self._readers: dict[str, Reader] = {}
-        # One budget for the decoded chunks of all columns.
-        self._chunks: ChunkCache = BoundedCache(CHUNK_CACHE_NBYTES, lambda chunk: chunk.nbytes)
+        self._shared = Shared(options)
         # Arrays for which the process has run out of mappings.
         self._shardwise: set[str] = set()
         self._closed = False
@@ -67,6 +73,11 @@ class StoreFiles:
     def all_rows(self) -> Selection:
         """All rows of the store."""
         return Selection.all(self.manifest.rows)
+
+    @property
+    def budget(self) -> Budget:
+        """What all columns share of the memory budget."""
+        return self._shared.budget
 
     def load(self) -> None:
         """Read the manifest now."""
@@ -188,7 +199,68 @@ class StoreFiles:
     def renewed(self) -> StoreFiles:
         """Return the files of the same store as it is now."""
         path = self.path if self.path.absolute() == self.absolute_path else self.absolute_path
-        return StoreFiles(path, self.store_id)
+        return StoreFiles(path, self._options, self.store_id)
+
+    # Ahead of reading
+
+    def wants(self, name: str, count: int) -> bool:
+        """Whether so many rows of a column that will be read soon should be named to `expect`."""
+        return any(self._attempt(entry, lambda reader: reader.wants(count)) for entry in self._entry(name).arrays)
+
+    def expect(self, name: str, rows: Rows) -> None:
+        """Ask the system for the pages of rows that will be read soon."""
+        entry = self._entry(name)
+        if entry.ranges is None:
+            self._attempt(entry.data, lambda reader: reader.expect(rows))
+            return
+        self._attempt(entry.ranges, lambda reader: reader.expect(rows))
+        ranges = self.read_ranges(name, rows)
+        self.expect_items(name, ranges[:, 0], ranges[:, 1])
+
+    def expect_items(self, name: str, starts: Rows, stops: Rows) -> None:
+        """Ask the system for the pages of runs of items of a ragged column that will be read soon."""
+        self._attempt(self._data(name), lambda reader: reader.expect_runs(starts, stops))
+
+    def expect_run(self, name: str, start: int, stop: int) -> None:
+        """Ask the system for the pages of consecutive rows that will be read soon, and of some behind them."""
+        entry = self._entry(name)
+        if entry.ranges is not None and start < stop:
+            self._attempt(entry.ranges, lambda reader: reader.expect_run(start, stop))
+            start, stop = self._items_of(name, start, stop)
+        self.expect_item_run(name, start, stop)
+
+    def expect_item_run(self, name: str, start: int, stop: int) -> None:
+        """The same for items of a ragged column."""
+        self._attempt(self._data(name), lambda reader: reader.expect_run(start, stop))
+
+    def populate(self, name: str, start: int, stop: int, stopped: Callable[[], bool]) -> None:
+        """Bring consecutive rows into the page cache and, if the budget keeps them, into the page tables."""
+        entry = self._entry(name)
+        if entry.ranges is not None and start < stop:
+            self._attempt(entry.ranges, lambda reader: reader.populate(start, stop, stopped))
+            start, stop = self._items_of(name, start, stop)
+        self.populate_items(name, start, stop, stopped)
+
+    def populate_items(self, name: str, start: int, stop: int, stopped: Callable[[], bool]) -> None:
+        """The same for items of a ragged column."""
+        self._attempt(self._data(name), lambda reader: reader.populate(start, stop, stopped))
+
+    def _items_of(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        """Return the first item of consecutive rows and one past the last; rows lie end to end."""
+        ranges = self.read_ranges(name, np.array([start, stop - 1]))
+        return int(ranges[0, 0]), int(ranges[1, 1])
+
+    def check_budget(self, nbytes: int, what: str, advice: str) -> None:
+        """Raise `ValueError` if buffers of so many bytes do not fit the memory budget that the user has set."""
+        self._shared.budget.check(nbytes, what, advice)
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
+        return self._shared.budget.buffer_nbytes
+
+    def mapped_ranges(self) -> list[tuple[int, int]]:
+        """Return address and bytes of the pages of each shard file that is mapped now."""
+        return [place for reader in list(self._readers.values()) for place in reader.mapped_ranges]
 
     def verify(self, progress: bool | None) -> VerifyReport:
         """Check every byte against its checksums."""
@@ -200,6 +272,7 @@ class StoreFiles:
         """Let go of all files. Arrays that show a mapping keep it until they go themselves."""
         self._closed = True
         self._readers.clear()
+        self._shared.budget.close()
 
     def check_open(self) -> None:
         """Raise `ValueError` if the store was closed."""
@@ -234,7 +307,8 @@ class StoreFiles:
         if reader is None:
             self.check_open()
             directory = ColumnDirectory(self._open(), path.split("/")[0])
-            reader = open_reader(directory, entry, self._chunks, path not in self._shardwise)
+            contiguous = path not in self._shardwise
+            reader = open_reader(directory, entry, self._shared, contiguous)
             self._readers[path] = reader
         return reader
 
@@ -243,4 +317,4 @@ class StoreFiles:
         if self._opened is not None and meant[1] is None:
             entries = self.manifest.columns
             meant = self.store_id, {name: entry.since for name, entry in entries.items()}
-        return StoreFiles, (self.absolute_path, *meant)
+        return StoreFiles, (self.absolute_path, self._options, *meant)

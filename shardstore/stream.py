@@ -5,13 +5,21 @@ A stream walks a plan. All that it knows is a cursor: the epoch, and how many of
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from shardstore.feeds import Arrays, Feed
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstore.background import Task, in_background
+from shardstore.buffers import Allocate, BufferPool
+from shardstore.feeds import Arrays, Feed, Located
 from shardstore.order import (
     Cursor,
     Order,
@@ -26,6 +34,7 @@ from shardstore.order import (
     save_state,
 )
 from shardstore.planning import WINDOW_BYTES, Shuffle
+from shardstore.rowwise import Rowwise
 
 Batch = dict[str, Any]
 Transform = Callable[[Batch], Any]
@@ -36,6 +45,10 @@ LOCATED_ROWS = 65_536
 GATHER_NBYTES = 2 << 20
 MAX_GATHER_BATCHES = 64
 MAX_GATHER_ROWS = 4096
+# Or this part of what the memory budget has for buffers, where that is less.
+GATHERED_SHARE = 8
+# So many gathers ahead, pages that are not in the page cache are asked for.
+PIECES_AHEAD = 2
 ALL_STEPS = Turns()
 ONE_RANK = Replica()
 
@@ -53,6 +66,23 @@ def check_epochs(epochs: int | None, plan: Plan, world_size: int = 1) -> int | N
     return int(epochs)
 
 
+def check_prefetch(prefetch: int) -> int:
+    """Return how many blocks a thread reads ahead; raise `ValueError` or `TypeError` if that makes no sense."""
+    if check_int("prefetch", prefetch) < 0:
+        raise ValueError(f"prefetch is {prefetch}; expected how many blocks a thread reads ahead, 0 for no thread")
+    return int(prefetch)
+
+
+def split_transform(transform: Transform | None) -> tuple[Rowwise | None, Transform | None]:
+    """Return what is made of the rows that are read at once, and what is made of each batch."""
+    return (transform, None) if isinstance(transform, Rowwise) else (None, transform)
+
+
+def new_pool() -> Allocate:
+    """Return what makes the arrays of a pass."""
+    return BufferPool().empty
+
+
 class StreamSource(Protocol):
     """The rows that a stream is of."""
 
@@ -65,11 +95,29 @@ class StreamSource(Protocol):
         """The names of what tells which rows a batch has."""
 
     @property
+    def count(self) -> int:
+        """How many rows there are."""
+
+    @property
     def row_nbytes(self) -> int:
         """Bytes of a row of all columns."""
 
-    def feed(self) -> Feed:
-        """Return a new feed of the rows in the plan's order."""
+    def feed(self, empty: Allocate = np.empty, copy: bool = True) -> Feed:
+        """Return a new feed of the rows in the plan's order.
+
+        Args:
+            empty: makes the arrays that rows are gathered into.
+            copy: whether all are gathered; else some may be views of files.
+        """
+
+    def check_budget(self, batch_size: int) -> None:
+        """Raise `ValueError` if a batch, or what the order needs, does not fit a memory budget that was set."""
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
+
+    def populate(self, stopped: Callable[[], bool]) -> None:
+        """Bring the rows into the page cache and page tables, as far as the memory budget keeps them there."""
 
     def fingerprint(self) -> str:
         """Return what tells these rows from others, the same in every process."""
@@ -84,14 +132,21 @@ class Reading:
         plan: which of them each step has.
         replica: the rank that reads.
         with_rows: whether to tell which rows they are.
+        copy: whether batches are fresh and writable; else they may be read-only views of mapped files.
+        rowwise: what is made of the rows that are read at once, if anything.
+        make_empty: begins a pass: returns what makes the arrays that its rows are gathered into.
     """
 
     source: StreamSource
     plan: Plan
     replica: Replica = ONE_RANK
     with_rows: bool = False
+    copy: bool = True
+    rowwise: Rowwise | None = None
+    make_empty: Callable[[], Allocate] = new_pool
 
     def __post_init__(self) -> None:
+        self.source.check_budget(self.plan.batch_size)
         for name in self.source.names if self.with_rows else ():
             if name in self.source.columns:
                 raise ValueError(
@@ -104,7 +159,7 @@ class Reading:
         return self.plan.steps(self.replica.world_size, cursor.delivered)
 
     def batches(self, cursor: Cursor, turns: Turns = ALL_STEPS, skip: int = 0) -> Iterator[Batch]:
-        """Yield the steps of the rest of an epoch as dicts of fresh writable arrays.
+        """Yield the steps of the rest of an epoch as dicts of arrays.
 
         Several are gathered at once: a batch is a view into an array that its neighbours share.
 
@@ -118,13 +173,36 @@ class Reading:
 
     def blocks(self, cursor: Cursor, turns: Turns = ALL_STEPS, skip: int = 0) -> Iterator[tuple[Arrays, list[int]]]:
         """Yield the rows of several steps together, and where each begins and the last ends (plus a constant)."""
+        feed = self.source.feed(self.make_empty(), self.copy)
+        population: Task[None] | None = None
+        waiting: deque[_Piece] = deque()
+        ahead = 0  # the first batch is not kept waiting for pages of others
+        try:
+            for piece in self._pieces(feed, cursor, turns, skip):
+                piece.located.expect(piece.start, piece.stop)
+                waiting.append(piece)
+                if len(waiting) <= ahead:
+                    continue
+                yield self._gathered(waiting.popleft())
+                if not ahead:
+                    ahead = PIECES_AHEAD
+                    population = Task(self.source.populate, "populate")
+            while waiting:
+                yield self._gathered(waiting.popleft())
+        finally:
+            if population is not None:
+                population.stop()
+            feed.close()
+
+    def _pieces(self, feed: Feed, cursor: Cursor, turns: Turns, skip: int) -> Iterator[_Piece]:
+        """Cut the steps of the rest of an epoch into pieces that are gathered at once."""
         size = self.plan.batch_size
-        per_gather = max(1, GATHER_NBYTES // max(1, self.source.row_nbytes * size))
+        gather_nbytes = min(GATHER_NBYTES, self.source.buffer_nbytes() // GATHERED_SHARE)
+        per_gather = max(1, gather_nbytes // max(1, self.source.row_nbytes * size))
         per_gather = min(per_gather, max(MAX_GATHER_BATCHES, MAX_GATHER_ROWS // size))
         per_span = max(1, LOCATED_ROWS // (size * per_gather)) * per_gather
         gathered = 1  # the first batch is not kept waiting for the rows of many others
         own = turns.count(self.steps(cursor))
-        feed = self.source.feed()
         for number in range(skip, own, per_span):
             steps = turns.steps(number, min(number + per_span, own))
             span = self.plan.positions(steps, self.replica, cursor.delivered)
@@ -132,17 +210,51 @@ class Reading:
             first, count = 0, len(steps)
             while first < count:
                 last = min(first + gathered, count)
-                start, stop = span.bounds[first], span.bounds[last]
-                block = located.gather(start, stop)
-                if self.with_rows:
-                    block.update(located.names(start, stop))
-                if span.mask is not None:
-                    block["mask"] = span.mask[start:stop]
-                yield block, span.bounds[first : last + 1]
+                yield _Piece(located, span.bounds[first : last + 1], span.mask)
                 first, gathered = last, min(2 * gathered, per_gather)
 
+    def _gathered(self, piece: _Piece) -> tuple[Arrays, list[int]]:
+        start, stop = piece.start, piece.stop
+        if self.rowwise is None:
+            block = piece.located.gather(start, stop)
+        else:
+            table = self.source.fingerprint(), self.source.columns
+            read = partial(piece.located.gather, start, stop)
+            rows = piece.located.rows(start, stop)
+            block = self.rowwise.of_rows(table, self.source.count, rows, read)
+        if self.with_rows:
+            block.update(piece.located.names(start, stop))
+        if piece.mask is not None:
+            block["mask"] = piece.mask[start:stop]
+        return block, piece.bounds
 
-def cut_block(block: Arrays, bounds: list[int]) -> Iterator[Batch]:
+
+@dataclass(frozen=True)
+class _Piece:
+    """Steps that are gathered at once.
+
+    Attributes:
+        located: a longer stretch of positions.
+        bounds: where each of the steps begins there, and where the last ends.
+        mask: False where a position of the stretch is a copy; None where none is.
+    """
+
+    located: Located
+    bounds: list[int]
+    mask: NDArray[np.bool_] | None
+
+    @property
+    def start(self) -> int:
+        """Where the first step begins."""
+        return self.bounds[0]
+
+    @property
+    def stop(self) -> int:
+        """Where the last one ends."""
+        return self.bounds[-1]
+
+
+def cut_block(block: Mapping[str, Any], bounds: list[int]) -> Iterator[Batch]:
     """Yield the batches of a block as views: it begins with the first bound, and each ends at one of the others."""
     items = list(block.items())
     first = start = bounds[0]
@@ -164,6 +276,7 @@ class BatchStream:
         *,
         epochs: int | None = 1,
         transform: Transform | None = None,
+        prefetch: int = 0,
     ) -> None:
         reading.plan.check(reading.replica.world_size)
         self._epochs = check_epochs(epochs, reading.plan, reading.replica.world_size)
@@ -171,6 +284,10 @@ class BatchStream:
         self._world_size = reading.replica.world_size
         self._reading: Reading | None = reading
         self._transform = transform
+        self._rowwise = reading.rowwise
+        self._prefetch = check_prefetch(prefetch)
+        # What the thread of the current pass makes. It is the iterator's: the thread ends with it.
+        self._groups_ahead: weakref.ref[Generator[list[Any], None, None]] | None = None
         # Where the stream last began to deliver, and how many steps it has delivered since.
         self._begin = Cursor()
         self._steps = 0
@@ -210,8 +327,8 @@ class BatchStream:
         for item in self._items(self._open(), self._begin):
             self._steps += 1
             yield item
-            self._open()  # it may have been closed since
-            if self._pass is not current:
+            if self._pass is not current or self._reading is None:
+                self._open()  # it may have been closed since
                 raise RuntimeError("another pass over this stream has begun; only the latest one goes on")
 
     def _cursor(self) -> Cursor:
@@ -223,8 +340,50 @@ class BatchStream:
 
     def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
         """Yield the rest of an epoch as it is delivered."""
-        for batch in reading.batches(cursor):
-            yield batch if self._transform is None else self._transform(batch)
+        self._stop_thread()
+        if self._prefetch:
+            groups = in_background(lambda: self._groups(reading, cursor), self._prefetch)
+            self._groups_ahead = weakref.ref(groups)
+            for group in groups:
+                yield from self._received(group)
+        elif self._is_plain:
+            yield from reading.batches(cursor)
+        else:
+            for group in self._groups(reading, cursor, at_once=False):
+                yield from self._received(group)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether batches are delivered as they are read."""
+        return self._transform is None
+
+    def _ready(self, batch: Batch) -> Any:
+        """Return what is delivered as a batch; called in the thread, if there is one."""
+        return batch if self._transform is None else self._transform(batch)
+
+    def _received(self, group: list[Any]) -> Iterable[Any]:
+        """Take over what the thread has made ready."""
+        return group
+
+    def _groups(self, reading: Reading, cursor: Cursor, at_once: bool = True) -> Iterator[list[Any]]:
+        """Yield several ready batches at a time: handing each one over would cost more than making it."""
+        for block, bounds in reading.blocks(cursor):
+            group: list[Any] = []
+            try:
+                for batch in cut_block(block, bounds):
+                    group.append(self._ready(batch))
+                    if not at_once:
+                        yield group
+                        group = []
+            except Exception:
+                yield group  # what was ready before comes before the error
+                raise
+            yield group
+
+    def _stop_thread(self) -> None:
+        groups = None if self._groups_ahead is None else self._groups_ahead()
+        if groups is not None:
+            groups.close()
 
     def _open(self) -> Reading:
         if self._reading is None:
@@ -262,8 +421,12 @@ class BatchStream:
         self._pass = object()
 
     def close(self) -> None:
-        """Let go of the store; later reads raise `ValueError`."""
+        """Let go of the store, and of the thread that reads it; later reads raise `ValueError`."""
         self._reading = None
+        self._stop_thread()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_groups_ahead": None}
 
     def __enter__(self) -> Self:
         return self
@@ -316,6 +479,8 @@ class Streamable(ABC):
         world_size: int = 1,
         transform: Transform | None = None,
         with_rows: bool = False,
+        copy: bool = True,
+        prefetch: int = 0,
         window_bytes: int | str = WINDOW_BYTES,
         lanes: int = 1,
     ) -> BatchStream:
@@ -335,22 +500,29 @@ class Streamable(ABC):
                 boolean `"mask"` that is False for copies.
             rank: which of the processes that share every epoch this is.
             world_size: how many these are. Each gets `len(stream)` batches.
-            transform: called with each batch; what it returns is delivered instead.
+            transform: called with each batch; what it returns is delivered instead. A `Rowwise` is called with all
+                rows that are read at once.
             with_rows: also give `"rows"`, the int64 numbers of the rows in the store.
-            window_bytes: for `"window"`, decoded bytes of the windows that are open at a time, in all lanes together.
-                Part of the order.
+            copy: False for batches that are read-only views of the mapped files wherever rows are read in the order in
+                which a raw column has them; other batches are fresh as ever.
+            prefetch: how many blocks of about 2 MiB a thread reads (and transforms) ahead of the consumer; 0 for no
+                thread, which is as fast for rows in the page cache unless the consumer computes without Python's lock.
+            window_bytes: for `"window"`, decoded bytes of the windows that are open at a time, in all lanes together;
+                while one is delivered, the next is decoded into as many. Part of the order.
             lanes: for `"window"`, deal the chunks to so many lanes; ranks whose number divides them take whole lanes,
                 so that a chunk is decoded by one rank only. Part of the order.
 
         Raises:
-            ValueError, TypeError: if an argument makes no sense.
+            ValueError, TypeError: if an argument makes no sense, or a batch or window is larger than the memory budget
+                that the store was opened with.
         """
         plan = self.plan(
             batch_size, shuffle=shuffle, seed=seed, remainder=remainder, window_bytes=window_bytes, lanes=lanes
         )
         rows = self if columns is None else self.select(*column_names(columns))
-        reading = Reading(rows.source(plan.order), plan, Replica(rank, world_size), with_rows)
-        return BatchStream(reading, epochs=epochs, transform=transform)
+        rowwise, transform = split_transform(transform)
+        reading = Reading(rows.source(plan.order), plan, Replica(rank, world_size), with_rows, copy, rowwise)
+        return BatchStream(reading, epochs=epochs, transform=transform, prefetch=prefetch)
 
 
 def column_names(columns: str | Sequence[str]) -> Sequence[str]:

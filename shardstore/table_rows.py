@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstore.buffers import Allocate
 from shardstore.feeds import Feed, feed_of
-from shardstore.order import Order
-from shardstore.ragged import Ragged, Values
+from shardstore.order import Order, WindowShuffle
+from shardstore.ragged import Ragged, Values, owned
 from shardstore.ragged_rows import RaggedFiles, rows_of_runs
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
+
+Stopped = Callable[[], bool]
+# Rows picked one by one are populated only where they are this part of what lies between them, or more.
+_POPULATE_SHARE = 4
+_POPULATE_SAMPLES = 64
 
 
 class ColumnFiles(Protocol):
@@ -58,6 +65,24 @@ class ColumnFiles(Protocol):
     def slices_are_views(self, name: str) -> bool:
         """Whether no slice of the column needs a copy."""
 
+    def wants(self, name: str, count: int) -> bool:
+        """Whether so many rows of a column that will be read soon should be named to `expect`."""
+
+    def expect(self, name: str, rows: Rows) -> None:
+        """Ask the system for the pages of rows that will be read soon."""
+
+    def expect_run(self, name: str, start: int, stop: int) -> None:
+        """Ask the system for the pages of consecutive rows that will be read soon, and of some behind them."""
+
+    def populate(self, name: str, start: int, stop: int, stopped: Stopped) -> None:
+        """Bring consecutive rows into the page cache and, if they are to stay resident, into the page tables."""
+
+    def check_budget(self, nbytes: int, what: str, advice: str) -> None:
+        """Raise `ValueError` if buffers of so many bytes do not fit the memory budget that the user has set."""
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
+
 
 class TableRows:
     """The rows of a table in some order, without a check: what streams read. A `shardstore.stream.StreamSource`."""
@@ -66,6 +91,7 @@ class TableRows:
         self._files = files
         self._selection = selection
         self._order = order
+        self.count = len(selection)
         self.columns = columns
         self.names = ("rows",)
         self.schema = {name: files.field(name) for name in columns}
@@ -73,18 +99,75 @@ class TableRows:
         self.row_nbytes = sum(chunking.row_nbytes for chunking in chunkings.values())
         self.decoded = tuple(name for name, chunking in chunkings.items() if chunking.decoded)
 
-    def feed(self) -> Feed:
-        """Return a new feed of the rows in their order."""
-        return feed_of(self, self._order)
+    def feed(self, empty: Allocate = np.empty, copy: bool = True) -> Feed:
+        """Return a new feed of the rows in their order; without `copy`, consecutive ones may be views."""
+        return feed_of(self, self._order, empty, copy)
+
+    def check_budget(self, batch_size: int) -> None:
+        """Raise `ValueError` if a batch, or a window of the order, does not fit the memory budget that was set."""
+        files = self._files
+        batch = f"a batch of {batch_size:,} rows"
+        files.check_budget(batch_size * self.row_nbytes, batch, "choose a smaller batch_size")
+        if self.decoded and isinstance(self._order, WindowShuffle):
+            nbytes = self._order.max_window_rows * sum(files.chunking(name).row_nbytes for name in self.decoded)
+            files.check_budget(nbytes, "a window of the shuffle", "choose smaller window_bytes (another order)")
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
+        return self._files.buffer_nbytes()
+
+    def populate(self, stopped: Stopped) -> None:
+        """Bring the columns into the page cache and page tables, unless few of their rows are meant."""
+        selection = self._selection
+        if selection.is_contiguous:
+            start, stop = selection.start, selection.start + selection.count
+        elif selection.is_progression or not selection.count:
+            return
+        else:
+            # Rows picked from anywhere: where they are few, reading everything is not worth it.
+            sample = selection.resolve(np.linspace(0, selection.count - 1, _POPULATE_SAMPLES).astype(np.int64))
+            start, stop = int(sample.min()), int(sample.max()) + 1
+            if selection.count * _POPULATE_SHARE < stop - start:
+                return
+        for name in self.columns:
+            self._files.populate(name, start, stop, stopped)
 
     def fingerprint(self) -> str:
         """Return what tells these rows from others: the store and the selection, but not the columns."""
         return f"{self._files.store_id}/{self._selection.fingerprint()}"
 
-    def gather(self, rows: Rows) -> dict[str, Values]:
-        """Return fresh arrays of some rows of all columns."""
+    def gather(self, rows: Rows, empty: Allocate) -> dict[str, Values]:
+        """Return some rows of all columns in arrays made by `empty`."""
         resolved = self._selection.resolve(rows)
-        return {name: take_rows(self._files, name, resolved) for name in self.columns}
+        return {name: take_rows(self._files, name, resolved, empty) for name in self.columns}
+
+    def gather_run(self, start: int, stop: int, empty: Allocate | None) -> dict[str, Values]:
+        """Return consecutive rows of all columns in arrays made by `empty`; without it, as views where possible."""
+        selection = self._selection
+        if not selection.is_contiguous:
+            return self.gather(np.arange(start, stop, dtype=np.int64), empty or np.empty)
+        first, last = selection.start + start, selection.start + stop
+        slices = {name: self._files.read_slice(name, first, last) for name in self.columns}
+        return slices if empty is None else {name: owned(values, empty) for name, values in slices.items()}
+
+    def wants(self, count: int) -> bool:
+        """Whether so many rows that will be read soon should be named to `expect` or `expect_run`."""
+        return any(self._files.wants(name, count) for name in self.columns)
+
+    def expect(self, rows: Rows) -> None:
+        """Ask the system for the pages of rows that will be read soon."""
+        resolved = self._selection.resolve(rows)
+        for name in self.columns:
+            self._files.expect(name, resolved)
+
+    def expect_run(self, start: int, stop: int) -> None:
+        """Ask the system for the pages of consecutive rows that will be read soon, and of some behind them."""
+        selection = self._selection
+        if not selection.is_contiguous:
+            self.expect(np.arange(start, stop, dtype=np.int64))
+            return
+        for name in self.columns:
+            self._files.expect_run(name, selection.start + start, selection.start + stop)
 
     def read(self, name: str, rows: Rows, out: NDArray[Any]) -> None:
         """Gather rows of one column into the C-contiguous `out`."""
@@ -107,11 +190,11 @@ class TableRows:
         return self._selection.resolve(rows)
 
 
-def take_rows(files: ColumnFiles, name: str, rows: Rows) -> Values:
-    """Return a fresh array of some rows of one column."""
+def take_rows(files: ColumnFiles, name: str, rows: Rows, empty: Allocate = np.empty) -> Values:
+    """Return some rows of one column in an array made by `empty`; of a ragged one, in fresh arrays."""
     field = files.field(name)
     if field.is_ragged:
         return files.read_ragged(name, rows)
-    out = np.empty((len(rows), *field.row_shape), field.dtype)
+    out = empty((len(rows), *field.row_shape), field.dtype)
     files.read(name, rows, out)
     return out

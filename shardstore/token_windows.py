@@ -16,6 +16,7 @@ from shardstore.ragged import Ragged, Values, join_runs, offsets_of
 from shardstore.ragged_rows import RaggedFiles, end_to_end, rows_of_runs
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
+from shardstore.table_rows import Stopped
 
 DOCUMENT, POSITION = "document", "position"
 # A section of a shuffled epoch decodes the chunks at its ends for its neighbours, too. So it has several chunks where
@@ -156,11 +157,9 @@ class WindowFiles:
 
     def read_slice(self, name: str, start: int, stop: int) -> Values:
         """Return consecutive windows, as a read-only view where that needs no copy."""
-        cut, packing = self._cut, self._packing
-        if start < stop and isinstance(packing, PackedNeighbours) and self.slices_are_views(name):
-            first = packing.first_item + start * cut.stride
-            last = packing.first_item + (stop - 1) * cut.stride + cut.length
-            items = self._files.read_item_slice(name, first, last)
+        cut = self._cut
+        if start < stop and self.slices_are_views(name):
+            items = self._files.read_item_slice(name, *self._items_of(start, stop))
             shape = (stop - start, cut.length, *items.shape[1:])
             strides = (cut.stride * items.strides[0], *items.strides)
             return np.lib.stride_tricks.as_strided(items, shape, strides, writeable=False)
@@ -173,6 +172,40 @@ class WindowFiles:
         """Whether no slice of the column needs a copy."""
         neighbours = name == self._name and isinstance(self._packing, PackedNeighbours)
         return neighbours and self._files.slices_are_views(name)
+
+    def wants(self, name: str, count: int) -> bool:
+        """Whether so many windows that will be read soon should be named to `expect`."""
+        return name == self._name and self._files.wants(name, count)
+
+    def expect(self, name: str, rows: Rows) -> None:
+        """Ask the system for the pages of windows that will be read soon."""
+        if name == self._name:
+            self._files.expect_items(name, *self._packing.runs(rows))
+
+    def expect_run(self, name: str, start: int, stop: int) -> None:
+        """Ask the system for the pages of consecutive windows that will be read soon, and of some behind them."""
+        if start < stop and name == self._name and isinstance(self._packing, PackedNeighbours):
+            self._files.expect_item_run(name, *self._items_of(start, stop))
+
+    def populate(self, name: str, start: int, stop: int, stopped: Stopped) -> None:
+        """Bring consecutive windows into the page cache and page tables, where they follow one another in the store."""
+        if start < stop and name == self._name and isinstance(self._packing, PackedNeighbours):
+            self._files.populate_items(name, *self._items_of(start, stop), stopped)
+
+    def _items_of(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the first item of consecutive windows of documents that lie end to end, and one past the last."""
+        cut, packing = self._cut, self._packing
+        assert isinstance(packing, PackedNeighbours)
+        first = packing.first_item
+        return first + start * cut.stride, first + (stop - 1) * cut.stride + cut.length
+
+    def check_budget(self, nbytes: int, what: str, advice: str) -> None:
+        """Raise `ValueError` if buffers of so many bytes do not fit the memory budget that the user has set."""
+        self._files.check_budget(nbytes, what, advice)
+
+    def buffer_nbytes(self) -> int:
+        """Return how many bytes the memory budget has for buffers."""
+        return self._files.buffer_nbytes()
 
     def _read_items(self, windows: Rows, out: NDArray[Any]) -> None:
         cut, packing = self._cut, self._packing

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from shardstore.decoding import cpu_count
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import CorruptionError, FormatError, ShardStoreError
 from shardstore.files import Directory
+from shardstore.machine import cpu_count
 from shardstore.manifest import METADATA_FILE, Manifest, read_manifest
 from shardstore.progress import byte_progress
 from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_at, read_footer

@@ -18,9 +18,8 @@ import pytest
 
 import shardstore
 from shardstore import mapping, readers
-from shardstore.cache import BoundedCache
 from shardstore.files import Directory
-from shardstore.readers import ContiguousReader, ShardwiseReader, open_reader
+from shardstore.readers import ContiguousReader, ShardwiseReader, Shared, open_reader
 
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux' /proc")
 
@@ -122,9 +121,9 @@ def test_files_of_another_size_are_found_before_they_are_read(
 
 def test_both_raw_readers_are_used(store: shardstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     entry, directory = store.manifest.columns["x"].data, Directory(store.path)
-    assert isinstance(open_reader(directory, entry, BoundedCache(1, len)), ContiguousReader)
+    assert isinstance(open_reader(directory, entry, Shared()), ContiguousReader)
     monkeypatch.setattr(mapping, "max_map_count", lambda: 0)
-    assert isinstance(open_reader(directory, entry, BoundedCache(1, len)), ShardwiseReader)
+    assert isinstance(open_reader(directory, entry, Shared()), ShardwiseReader)
 
 
 def test_the_shardwise_reader_keeps_a_bounded_number_of_mappings(

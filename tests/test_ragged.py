@@ -385,7 +385,7 @@ def test_ranges_outside_the_items_are_damage(tmp_path: Path, kind: str) -> None:
 
 def test_a_window_shuffle_decodes_about_every_chunk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows do not begin where chunks do, so that the chunks at the ends of a section are decoded for both sides."""
-    monkeypatch.setattr(shardstore.store_files, "CHUNK_CACHE_NBYTES", 1)
+    monkeypatch.setattr(shardstore.access, "CHUNK_CACHE_NBYTES", 1)
     rng = np.random.default_rng(0)
     counts = rng.integers(20, 100, 20_000)
     values = rng.integers(0, 100, counts.sum(), np.uint8)

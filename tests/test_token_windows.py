@@ -260,7 +260,7 @@ def test_a_shuffled_epoch_decodes_each_chunk_about_once(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The cache of decoded chunks must not hide what is decoded twice.
-    monkeypatch.setattr("shardstore.store_files.CHUNK_CACHE_NBYTES", 1)
+    monkeypatch.setattr("shardstore.access.CHUNK_CACHE_NBYTES", 1)
     lengths = np.random.default_rng(0).integers(0, 400, 4000).tolist()
     values = np.random.default_rng(0).integers(0, 50, sum(lengths)).astype(np.uint16)
     with shardstore.Writer(tmp_path / "s", codec="zstd", chunk_bytes=4096) as writer:

@@ -166,7 +166,7 @@ def test_each_chunk_is_decoded_once_an_epoch(
 ) -> None:
     if window_bytes == "100KB":
         # All chunks fit a section: nothing needs the cache.
-        monkeypatch.setattr("shardstore.store_files.CHUNK_CACHE_NBYTES", 0)
+        monkeypatch.setattr("shardstore.access.CHUNK_CACHE_NBYTES", 0)
         with shardstore.open(path) as store:
             for rows in np.random.default_rng(0).permutation(ROWS)[:500].reshape(-1, 1):
                 store.take(rows, columns="x")
@@ -184,7 +184,7 @@ def test_the_counter_counts(path: Path) -> None:
     with shardstore.open(path) as store:
         store.take([0, 1, 63, 64], columns="x")
         assert store.chunks_decoded == 2
-        store.files._chunks.clear()
+        store.files._shared.chunks.clear()
         store.take([0], columns=["x", "raw"])
         assert store.chunks_decoded == 3
 
@@ -241,7 +241,7 @@ def test_views_shuffle_by_windows_too(path: Path, selection: slice) -> None:
 
 
 def test_parts_of_a_split_decode_little_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardstore.store_files.CHUNK_CACHE_NBYTES", 0)
+    monkeypatch.setattr("shardstore.access.CHUNK_CACHE_NBYTES", 0)
     rows = 40_000
     with shardstore.Writer(tmp_path / "s", codec="zstd", chunk_bytes=4096) as writer:
         writer.append({"x": np.arange(rows * 8).reshape(rows, 8)})  # 64 rows in a chunk

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore import files
-from shardstore.cache import BoundedCache
 from shardstore.changes.commits import JOURNAL_FILE
 from shardstore.changes.lineage import MadeBy
 from shardstore.column_bodies import column_body, read_column
@@ -25,7 +24,7 @@ from shardstore.columns import Finished
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import ShardStoreError
 from shardstore.manifest import encode_document, manifest_checksum
-from shardstore.readers import open_reader
+from shardstore.readers import Shared, open_reader
 from shardstore.schema import ColumnLayout
 from shardstore.shardfile import ShardRecord, open_shard, read_footer
 
@@ -99,7 +98,7 @@ def _cut(directory: files.Directory, data: ArrayEntry, ranges: ArrayEntry, items
     whole, rest = divmod(items, data.layout.shard_rows)
     tail: NDArray[Any] | None = None
     if rest:
-        reader = open_reader(directory, data, BoundedCache(0, lambda chunk: chunk.nbytes))
+        reader = open_reader(directory, data, Shared())
         tail = np.array(reader.slice(items - rest, items))  # a copy: its file is written again
     return Finished(ranges.rows, items, _records(data)[:whole], _records(ranges), tail)
 

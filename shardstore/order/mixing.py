@@ -95,6 +95,15 @@ class RepeatedWindows(Repeated):
             for window, part, places in self.order.windows(own_epoch, inside)
         ]
 
+    @property
+    def max_window_rows(self) -> int:
+        """Rows of the windows of all lanes together, at most."""
+        return self.order.max_window_rows
+
+    def following(self, window: Window) -> Window | None:
+        """Return the window that comes behind another one in its lane; None behind the last one of a round."""
+        return self.order.following(window)
+
 
 @dataclass(frozen=True)
 class MixtureOrder:
@@ -176,10 +185,15 @@ class MixtureOrder:
     def rows(self, epoch: int, positions: Rows) -> Rows:
         """Return the rows at some positions."""
         rows = np.empty(len(positions), np.int64)
-        firsts = np.cumsum([0, *(order.count for order in self.orders)]).tolist()
         for source, where, own in self.deal(positions):
-            rows[where] = self.sources[source].rows(epoch, own) + firsts[source]
+            rows[where] = self.sources[source].rows(epoch, own) + self.first_rows[source]
         return rows
+
+    @cached_property
+    def first_rows(self) -> list[int]:
+        """The number that the first row of each source has among the rows of all."""
+        firsts: list[int] = np.cumsum([0, *(order.count for order in self.orders)])[:-1].tolist()
+        return firsts
 
     def describe(self) -> dict[str, int | str]:
         """Return how the mixture is made: quotas and the sources' own orders as hashes, for there may be many."""

@@ -180,6 +180,18 @@ class WindowShuffle:
             found.append((window, where, window.permuted(flat[where])))
         return found
 
+    def following(self, window: Window) -> Window | None:
+        """Return the window that comes behind another one in its lane; None behind the last one of an epoch."""
+        epoch, lane, number = window.name
+        if window.stop >= int(self._lane_start(np.array([lane + 1]))[0]):
+            return None
+        return self._window(epoch, window.sequence, lane, number + 1)
+
+    @property
+    def max_window_rows(self) -> int:
+        """Rows of the windows of all lanes together, at most."""
+        return min(self.count, self.lanes * self._even_window() * self.sections.size) if self.count else 0
+
     def _lane_start(self, lanes: Rows) -> Rows:
         """Return where in the flat sequence of permuted sections a lane's run begins."""
         least, more = divmod(self.count, self.lanes)
@@ -205,12 +217,13 @@ class Window:
 
     Attributes:
         name: epoch, lane and number.
-        start: where in the flat sequence of permuted sections it begins.
+        sequence: the epoch's permuted sections, one after the other.
+        start: where in that sequence it begins.
         stop: where it ends.
     """
 
     name: tuple[int, int, int]
-    _sequence: _Sequence
+    sequence: _Sequence
     start: int
     stop: int
     _key: bytes
@@ -225,16 +238,16 @@ class Window:
     def rows(self, places: Rows) -> Rows:
         """Return the table's rows at some places of the window."""
         flat = places + self.start
-        slots = self._sequence.slot(flat)
-        sections = self._sequence.section(slots)
-        return self._sequence.sections.start(sections) + (flat - self._sequence.start(slots))
+        slots = self.sequence.slot(flat)
+        sections = self.sequence.section(slots)
+        return self.sequence.sections.start(sections) + (flat - self.sequence.start(slots))
 
     def runs(self) -> tuple[Rows, Rows]:
         """Return the first row and the one past the last of each run of consecutive rows, in the places' order."""
-        first, last = self._sequence.slot(np.array([self.start, self.stop - 1])).tolist()
+        first, last = self.sequence.slot(np.array([self.start, self.stop - 1])).tolist()
         slots = np.arange(first, last + 1)
-        starts = self._sequence.sections.start(self._sequence.section(slots))
-        flat = self._sequence.start(np.arange(first, last + 2))
+        starts = self.sequence.sections.start(self.sequence.section(slots))
+        flat = self.sequence.start(np.arange(first, last + 2))
         inside = np.clip(flat, self.start, self.stop)
         return starts + (inside[:-1] - flat[:-1]), starts + (inside[1:] - flat[:-1])
 

@@ -25,6 +25,7 @@ from shardstore.stream import (
     Transform,
     check_epochs,
     column_names,
+    split_transform,
 )
 from shardstore.table import Table
 from shardstore.torch.batches import batch_tensors, row_tensors, transformed_tensors
@@ -61,7 +62,7 @@ class StoreIterableDataset(IterableDataset[Any]):
         epochs: how many epochs one pass gives; None streams for ever.
         remainder: see `Store.batches`; for single rows, what happens to rows that cannot be dealt to all ranks equally.
         transform: called with each batch, or each row, as a dict of NumPy arrays; what it returns is yielded, with its
-            arrays as tensors.
+            arrays as tensors. A `shardstore.Rowwise` is called with all rows that are read at once.
         as_tuple: yield a tuple of the columns, such as `(x, y)`, instead of a dict; rows' numbers and the mask, where
             asked for, come last.
         rank: which of the processes that share every epoch this is; by default that of torch.distributed, or 0.
@@ -109,7 +110,7 @@ class StoreIterableDataset(IterableDataset[Any]):
         world = self._replicas.find().world_size
         self._plan.check(world)
         self._epochs = check_epochs(epochs, self._plan, world)
-        self._transform = transform
+        self._rowwise, self._transform = split_transform(transform)
         self._as_tuple = as_tuple
         self._with_rows = with_rows
         self._passes = PassCounter()
@@ -185,16 +186,18 @@ class StoreIterableDataset(IterableDataset[Any]):
         """Yield the rest of an epoch as a consumer sees it."""
         replica = self._replicas.settle()
         self._plan.check(replica.world_size)
-        reading = Reading(self._source, self._plan, replica, self._with_rows)
+        reading = Reading(self._source, self._plan, replica, self._with_rows, rowwise=self._rowwise)
         if self._yields_rows:
             for block, _ in reading.blocks(cursor, turns, skip):
                 yield from self._single_rows(block)
             return
         for batch in reading.batches(cursor, turns, skip):
-            if self._transform is None:
-                yield batch_tensors(batch, self._as_tuple)
-            else:
+            if self._transform is not None:
                 yield transformed_tensors(self._transform(batch), self._as_tuple)
+            elif self._rowwise is not None:
+                yield transformed_tensors(batch, self._as_tuple)
+            else:
+                yield batch_tensors(batch, self._as_tuple)
 
     def _single_rows(self, block: Batch) -> Iterator[Any]:
         count = len(next(iter(block.values())))

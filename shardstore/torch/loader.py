@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 
-from shardstore.background import in_background
+from shardstore.buffers import Allocate, BufferPool
 from shardstore.errors import StateError
 from shardstore.order import Cursor, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.store import open_rows
-from shardstore.stream import Batch, BatchStream, Reading, Transform, column_names, cut_block
+from shardstore.stream import Batch, BatchStream, Reading, Transform, column_names, cut_block, new_pool, split_transform
 from shardstore.torch.batches import batch_tensors, map_leaves, transformed_tensors
+from shardstore.torch.device import DeviceCopies, hand_over, pinned_bytes
 from shardstore.torch.ragged import RaggedTensor
 from shardstore.torch.replicas import ReplicaFinder, check_not_sharded_again
 
-# Groups of batches, of about 2 MiB each, that may wait for the consumer.
-_GROUPS_AHEAD = 2
+# Blocks of batches, of about 2 MiB each, that may wait for the consumer.
+PREFETCH = 2
 # What goes to a device; strings and whatever else a transform returns stay.
 _MOVED = (torch.Tensor, RaggedTensor)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Batches that are on their way to a device.
+
+    Attributes:
+        items: what is delivered.
+        tensors: all tensors in it, or those that they are views of.
+        event: what comes once they have arrived.
+    """
+
+    items: list[Any]
+    tensors: list[Any]
+    event: torch.cuda.Event
 
 
 class StoreLoader(BatchStream):
@@ -40,15 +57,18 @@ class StoreLoader(BatchStream):
         epochs: how many epochs one pass gives; None streams for ever.
         remainder: what to do with the rows after the last whole step.
         transform: called in the thread with each batch as a dict of NumPy arrays; what it returns is delivered, with
-            its arrays as tensors.
+            its arrays as tensors. A `shardstore.Rowwise` is called with all rows that are read at once.
         as_tuple: deliver a tuple of the columns, such as `(x, y)`, instead of a dict.
         rank: by default that of torch.distributed, or 0.
         world_size: by default that of torch.distributed, or 1.
         with_rows: also give the int64 numbers of the rows in the store.
+        prefetch: how many blocks of about 2 MiB (or one batch) the thread makes ready ahead; 0 for no thread.
         window_bytes: part of the order for `shuffle="window"`.
         lanes: part of the order for `shuffle="window"`.
-        device: where the tensors are to be; by default they stay in the memory of the CPU.
-        pin_memory: whether to go there through page-locked memory; by default for CUDA devices.
+        device: where the tensors are to be; by default they stay in the memory of the CPU. To a CUDA device they are
+            copied from page-locked buffers on a stream of the loader's own, while the device computes.
+        pin_memory: whether tensors that stay are in page-locked memory, for copies by the consumer; or, for a CUDA
+            device, False for copies without it, in the consumer's stream.
     """
 
     def __init__(
@@ -66,6 +86,7 @@ class StoreLoader(BatchStream):
         rank: int | None = None,
         world_size: int | None = None,
         with_rows: bool = False,
+        prefetch: int = PREFETCH,
         window_bytes: int | str = WINDOW_BYTES,
         lanes: int = 1,
         device: str | torch.device | None = None,
@@ -77,15 +98,24 @@ class StoreLoader(BatchStream):
         )
         streamed = rows if columns is None else rows.select(*column_names(columns))
         self._replicas = ReplicaFinder(rank, world_size)
-        reading = Reading(streamed.source(plan.order), plan, self._replicas.settle(), with_rows)
-        super().__init__(reading, epochs=epochs, transform=transform)
-        self._as_tuple = as_tuple
+        rowwise, transform = split_transform(transform)
         self._device = None if device is None else torch.device(device)
         on_cuda = self._device is not None and self._device.type == "cuda"
         self._pin_memory = on_cuda if pin_memory is None else pin_memory
+        # Blocks are read into page-locked memory, and copied from there.
+        self._copies_ahead = on_cuda and self._pin_memory
+        pinned = _pinned_pool if self._copies_ahead and transform is None else None
+        reading = Reading(
+            streamed.source(plan.order),
+            plan,
+            self._replicas.settle(),
+            with_rows,
+            rowwise=rowwise,
+            make_empty=pinned or new_pool,
+        )
+        super().__init__(reading, epochs=epochs, transform=transform, prefetch=prefetch)
+        self._as_tuple = as_tuple
         self._replica = reading.replica
-        # The groups that the thread of the current pass makes. They are the iterator's: the thread ends with it.
-        self._groups_ahead: weakref.ref[Generator[list[Any], None, None]] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         found = self._replicas.find()
@@ -99,45 +129,53 @@ class StoreLoader(BatchStream):
         return super().__iter__()
 
     def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
-        self._stop_thread()
-        groups = in_background(lambda: self._groups(reading, cursor), _GROUPS_AHEAD)
-        self._groups_ahead = weakref.ref(groups)
-        move = None if self._device is None else _to(self._device)
-        for group in groups:
-            for item in group:
-                yield item if move is None else map_leaves(item, move)
+        move = None if self._device is None or self._copies_ahead else _to(self._device)
+        for item in super()._items(reading, cursor):
+            yield item if move is None else map_leaves(item, move)
 
-    def _groups(self, reading: Reading, cursor: Cursor) -> Iterator[list[Any]]:
-        """Yield several ready batches at a time: handing each one over would cost more than making it."""
-        for block, bounds in reading.blocks(cursor):
-            group: list[Any] = []
-            try:
-                for batch in cut_block(block, bounds):
-                    group.append(self._ready(batch))  # noqa: PERF401, a StopIteration must not end the loop
-            except Exception:
-                yield group  # what was ready before comes before the error
-                raise
-            yield group
+    _is_plain = False
 
     def _ready(self, batch: Batch) -> Any:
-        if self._transform is None:
-            item = batch_tensors(batch, self._as_tuple)
-        else:
+        if self._transform is not None:
             item = transformed_tensors(self._transform(batch), self._as_tuple)
-        return map_leaves(item, _pinned) if self._pin_memory else item
+        elif self._rowwise is not None:
+            item = transformed_tensors(batch, self._as_tuple)
+        else:
+            item = batch_tensors(batch, self._as_tuple)
+        return map_leaves(item, _pinned) if self._pin_memory and not self._copies_ahead else item
 
-    def close(self) -> None:
-        """Let go of the store, and of the thread that reads it; later reads raise `ValueError`."""
-        super().close()
-        self._stop_thread()
+    def _groups(self, reading: Reading, cursor: Cursor, at_once: bool = True) -> Iterator[Any]:
+        if not self._copies_ahead:
+            yield from super()._groups(reading, cursor, at_once)
+            return
+        assert self._device is not None
+        copies = DeviceCopies(self._device)
+        try:
+            if self._transform is None:
+                yield from self._copied_blocks(reading, cursor, copies)
+            else:
+                for items in super()._groups(reading, cursor, at_once):
+                    yield _copied(items, copies)
+        finally:
+            copies.close()
 
-    def _stop_thread(self) -> None:
-        groups = None if self._groups_ahead is None else self._groups_ahead()
-        if groups is not None:
-            groups.close()
+    def _copied_blocks(self, reading: Reading, cursor: Cursor, copies: DeviceCopies) -> Iterator[_Group]:
+        """Yield groups whose batches are views of blocks on the device, each of which was copied as a whole."""
+        for block, bounds in reading.blocks(cursor):
+            if not all(isinstance(values, np.ndarray) for values in block.values()):
+                yield _copied([self._ready(batch) for batch in cut_block(block, bounds)], copies)
+                continue
+            tensors = {name: copies.copy(_pinned(tensor)) for name, tensor in batch_tensors(block, False).items()}
+            batches = list(cut_block(tensors, bounds))
+            items = [tuple(batch.values()) for batch in batches] if self._as_tuple else batches
+            yield _Group(items, list(tensors.values()), copies.flush())
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_groups_ahead": None}
+    def _received(self, group: Any) -> Iterable[Any]:
+        if not isinstance(group, _Group):
+            return super()._received(group)
+        assert self._device is not None
+        hand_over(group.event, group.tensors, self._device)
+        return group.items
 
     # What Lightning looks for in a loader that has a sampler.
     batch_sampler = None
@@ -148,9 +186,31 @@ class StoreLoader(BatchStream):
         return self
 
 
+def _pinned_pool() -> Allocate:
+    return BufferPool(pinned_bytes).empty
+
+
+def _copied(items: list[Any], copies: DeviceCopies) -> _Group:
+    """Begin to copy all tensors in some items."""
+    tensors: list[Any] = []
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, RaggedTensor):
+            return RaggedTensor(copy(leaf.values), copy(leaf.offsets))
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        tensors.append(copies.copy(_pinned(leaf)))
+        return tensors[-1]
+
+    moved = [map_leaves(item, copy) for item in items]
+    return _Group(moved, tensors, copies.flush())
+
+
 def _to(device: torch.device) -> Callable[[Any], Any]:
     return lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, _MOVED) else leaf
 
 
 def _pinned(leaf: Any) -> Any:
-    return leaf.pin_memory() if isinstance(leaf, _MOVED) else leaf
+    if not isinstance(leaf, _MOVED) or (isinstance(leaf, torch.Tensor) and leaf.is_pinned()):
+        return leaf
+    return leaf.pin_memory()
