@@ -51,7 +51,7 @@ class Build:
         with explained_errors(self.destination):
             for name, document in manifest.documents().items():
                 files.write_file(self.directory / name / METADATA_FILE, encode_document(document))
-            files.write_file(self.directory / METADATA_FILE, encode_document(manifest.group_document()))
+            files.write_file(self.directory / METADATA_FILE, manifest.encode())
             files.fsync_tree(self.directory)
             if self.mode == "overwrite" and self.destination.exists():
                 # Whoever changes the old store must not write into the new one. Windows sees to that itself: it does

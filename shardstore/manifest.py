@@ -57,6 +57,17 @@ class Manifest:
             "consolidated_metadata": self._consolidated_metadata(),
         }
 
+    def encode(self) -> bytes:
+        """Return the bytes of the group's `zarr.json`.
+
+        They hold the manifest in its canonical form, so that who reads them need not make it again.
+        """
+        document = self.group_document()
+        body = _canonical(self._body())
+        checksum = document["attributes"][_ATTRIBUTE]["crc32c"]
+        rest = {key: value for key, value in document.items() if key != "attributes"}
+        return _BEFORE_BODY + body[:-1] + _checksum_text(checksum) + b"}," + encode_document(rest)[1:]
+
     def _consolidated_metadata(self) -> dict[str, Any]:
         return {"kind": "inline", "must_understand": False, "metadata": self.documents()}
 
@@ -84,8 +95,13 @@ class Manifest:
         }
 
     @classmethod
-    def from_document(cls, document: Any, where: str) -> Manifest:
+    def from_document(cls, document: Any, where: str, data: bytes = b"") -> Manifest:
         """Read a group's `zarr.json` and check all of it.
+
+        Args:
+            document: its JSON value.
+            where: where it was found, for messages.
+            data: its bytes, if these are at hand: they save the time of encoding the manifest again.
 
         Raises:
             FormatError: if it is not a store's, or one of a later format version.
@@ -101,7 +117,8 @@ class Manifest:
                 f"{where}: the store has format version {version!r}; this release reads {FORMAT_VERSION}: "
                 "install a newer shardstore"
             )
-        if body.pop("crc32c", None) != manifest_checksum(body):
+        checksum = body.pop("crc32c", None)
+        if not _holds_canonical(data, checksum) and checksum != manifest_checksum(body):
             raise CorruptionError(f"{where}: the manifest does not match its checksum; {_RESTORE}")
         try:
             manifest = cls._read(body)
@@ -175,13 +192,32 @@ def read_manifest(directory: Directory) -> Manifest:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"{where}: the manifest is not readable JSON ({error}); {_RESTORE}") from None
-    return Manifest.from_document(document, where)
+    return Manifest.from_document(document, where, data)
 
 
 def manifest_checksum(body: Mapping[str, Any]) -> int:
     """Return the CRC32C of plain JSON values without floats in the manifest's canonical form."""
+    return crc32c(_canonical(body))
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
     # Keys sorted, no white space, everything beyond ASCII escaped.
-    return crc32c(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+_BEFORE_BODY = f'{{"attributes":{{"{_ATTRIBUTE}":'.encode()
+
+
+def _checksum_text(checksum: int) -> bytes:
+    return b',"crc32c":%d}' % checksum
+
+
+def _holds_canonical(data: bytes, checksum: Any) -> bool:
+    """Whether bytes of a group's `zarr.json` begin with a manifest in its canonical form that has this checksum."""
+    if type(checksum) is not int or not data.startswith(_BEFORE_BODY):
+        return False
+    end = data.find(_checksum_text(checksum), len(_BEFORE_BODY))  # in no string: quotes are escaped there
+    return end > 0 and crc32c(b"}", crc32c(data[len(_BEFORE_BODY) : end])) == checksum
 
 
 def encode_document(document: Mapping[str, Any]) -> bytes:

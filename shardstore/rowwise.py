@@ -121,7 +121,7 @@ class _Kept:
                     f"results are kept as arrays of one row shape, but {name!r} is a {type(values).__name__}: turn "
                     "cache off, or return arrays"
                 )
-        self._layout = {name: (values.shape[1:], values.dtype) for name, values in result.items()}  # type: ignore[union-attr]
+        self._layout = _layout(result)
         row_nbytes = 1 + sum(prod(shape) * dtype.itemsize for shape, dtype in self._layout.values())
         capacity = min(count, max(0, nbytes) // row_nbytes)
         self.nbytes = capacity * row_nbytes
@@ -141,8 +141,8 @@ class _Kept:
 
     def put(self, rows: Rows, result: Arrays) -> None:
         """Keep the results of rows, as far as there is room."""
-        found = {name: (values.shape[1:], values.dtype) for name, values in result.items() if hasattr(values, "dtype")}
-        if found != self._layout or len(result) != len(found):
+        found = _layout(result)
+        if found != self._layout:
             raise ValueError(
                 f"results that are kept must have the same columns, dtypes and row shapes for all rows: expected "
                 f"{self._layout}, found {found}"
@@ -151,3 +151,8 @@ class _Kept:
         for name, column in self._columns.items():
             column[rows[inside]] = result[name][inside]
         self._ready[rows[inside]] = True
+
+
+def _layout(result: Arrays) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return the row shape and dtype of each column."""
+    return {name: (values.shape[1:], values.dtype) for name, values in result.items() if isinstance(values, np.ndarray)}

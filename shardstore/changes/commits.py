@@ -87,7 +87,7 @@ class Change:
             files.fsync_tree(self.path / name)
         manifest = replace(self.manifest, generation=generation, columns=MappingProxyType(entries))
         files.fsync_directory(self.path)
-        files.write_file(self.path / METADATA_FILE, encode_document(manifest.group_document()))
+        files.write_file(self.path / METADATA_FILE, manifest.encode())
         self.manifest = manifest
         files.fsync_directory(self.path)
 
