@@ -268,5 +268,16 @@ def test_what_is_no_store_or_has_nothing_to_read(tmp_path: Path) -> None:
     assert "rows of e have no bytes" in done.stderr
 
 
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with shardstore.open(write(tmp_path / "s", ragged=False)) as store:
+        gone = shard_paths(store.files, ("x",))[-1]
+    gone.unlink()
+    done = run(tmp_path / "s", *FAST)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert "the shard file is missing" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_loader_is_measured_where_there_is_torch(of_raw: dict[str, Any]) -> None:
     assert has_torch() == any(run["way"] == LOADER for run in of_raw["runs"])

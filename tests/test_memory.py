@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import shardstore
+from shardstore import residency
 from shardstore.cli import app
 from shardstore.memory import size_text
 from shardstore.memory_report import cached_nbytes_of, mappable_nbytes, shard_paths
@@ -160,6 +161,21 @@ def test_the_page_cache_is_what_fadvise_leaves(path: Path) -> None:
         found = cached(paths[1])
         assert 0 < found <= paths[1].stat().st_size
         assert store.memory().page_cache == found
+
+
+def test_older_systems_tell_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shardstore.open(path) as store:
+        store["x"][:].sum()
+        paths = shard_paths(store.files)
+        drop(paths[-1])
+        with paths[-1].open("rb", buffering=0) as opened:
+            opened.read(1)
+        found = store.memory()
+        # Calls of numbers that no system has are refused as they are where there are none.
+        monkeypatch.setattr(residency, "_CACHESTAT", 100_000)
+        monkeypatch.setattr(residency, "_PAGEMAP_SCAN", 0)
+        older = store.memory()
+    assert (older.page_cache, older.resident) == (found.page_cache, found.resident)
 
 
 def test_the_cache_of_decoded_chunks_counts_as_buffers(path: Path) -> None:

@@ -222,6 +222,7 @@ def bench(
             raise ValueError(f"{path}: the store has no rows, so there is nothing to measure")
         if not selected.row_nbytes:
             raise ValueError(f"{path}: rows of {', '.join(names)} have no bytes, so there is nothing to measure")
+        selected.take([0])  # damaged or missing files are found, and named, before anything is measured
         described = _describe(store, names)
         paths = shard_paths(store.files, names)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
