@@ -136,7 +136,9 @@ def figures_of(name: str, epochs: list[Epoch], free: list[Epoch], budget: int, r
     figures = [common.Figure(f"{name}, anonymous", megabytes(epochs, "anonymous"), "MB", limit, at_least=False)]
     if raw:
         mapped = megabytes(epochs, "mapped")
-        figures.append(common.Figure(f"{name}, resident of maps", mapped, "MB", round(budget / common.MB), at_least=False))
+        figures.append(
+            common.Figure(f"{name}, resident of maps", mapped, "MB", round(budget / common.MB), at_least=False)
+        )
     figures.append(common.Figure(f"{name}, anonymous without a budget", megabytes(free, "anonymous"), "MB"))
     if raw:
         figures.append(common.Figure(f"{name}, resident of maps without a budget", megabytes(free, "mapped"), "MB"))

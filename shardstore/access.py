@@ -194,7 +194,7 @@ class PageKeeper:
         self._missing = not tells
         self._faults = 0
         # Rows since the last look, and rows that were asked for and not read yet.
-        self._since = _LOOK_ROWS
+        self._since = _LOOK_ROWS if tells else 0
         self._expected = 0
         # Up to which row of a run pages were asked for.
         self._asked = 0

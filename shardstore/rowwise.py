@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.ragged import Values
+from shardstore.ragged import Ragged, Values
 from shardstore.schema import parse_bytes
 from shardstore.selection import Rows
 
@@ -59,12 +59,12 @@ class Rowwise:
             raise TypeError(f"a Rowwise function returned a {type(made).__name__}; expected a dict of arrays")
         result: Arrays = {}
         for name, values in made.items():
-            result[name] = values if hasattr(values, "offsets") else np.asarray(values)
-            if np.ndim(values) == 0 and not hasattr(values, "offsets"):
+            column = result[name] = values if isinstance(values, Ragged) else np.asarray(values)
+            if isinstance(column, np.ndarray) and not column.ndim:
                 raise ValueError(f"a Rowwise function returned one value as {name!r}; expected {count:,} rows")
-            if len(result[name]) != count:
+            if len(column) != count:
                 raise ValueError(
-                    f"a Rowwise function returned {len(result[name]):,} rows of {name!r} for {count:,} rows; each row "
+                    f"a Rowwise function returned {len(column):,} rows of {name!r} for {count:,} rows; each row "
                     "of the result must come from one row"
                 )
         return result

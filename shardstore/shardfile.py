@@ -26,6 +26,9 @@ from shardstore.schema import ArrayLayout
 
 ABSENT = np.uint64(2**64 - 1)
 _INDEX_ENTRY_NBYTES = 16
+# Files are written in units of a huge page: then Linux caches them in huge pages, which are mapped as such, and a random
+# row costs fewer page walks.
+_WRITE_UNIT = 2 << 20
 
 
 def footer_nbytes(slots: int) -> int:
@@ -114,6 +117,8 @@ class ShardWriter:
         self._crc = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._partial.open("xb", buffering=0)
+        # What is written and does not fill a unit yet.
+        self._held = bytearray()
         # Compressed chunks are encoded whole, so the rows of an unfinished one wait here.
         shape = (layout.chunk_rows, *layout.field.row_shape)
         self._chunk = None if layout.codec.is_raw else np.zeros(shape, layout.field.dtype)
@@ -155,6 +160,7 @@ class ShardWriter:
         footer = Footer(np.array(self._bounds, np.uint64), np.array(self._checksums, np.uint32))
         data = footer.to_bytes(self._layout.slots)
         self._write(data)
+        self._write_through(self._held)
         os.fsync(self._file.fileno())
         nbytes = self._file.tell()
         self._file.close()
@@ -174,8 +180,23 @@ class ShardWriter:
 
     def _write(self, data: bytes | NDArray[Any]) -> None:
         view = memoryview(data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data)
-        while len(view):
-            view = view[self._file.write(view) :]
+        if self._held:
+            room = _WRITE_UNIT - len(self._held)
+            self._held += view[:room]
+            view = view[room:]
+            if len(self._held) < _WRITE_UNIT:
+                return
+            self._write_through(self._held)
+            self._held.clear()
+        whole = len(view) - len(view) % _WRITE_UNIT
+        self._write_through(view[:whole])
+        self._held += view[whole:]
+
+    def _write_through(self, data: bytearray | memoryview) -> None:
+        with memoryview(data) as view:
+            written = 0
+            while written < len(view):
+                written += self._file.write(view[written:])
 
     def __enter__(self) -> Self:
         return self

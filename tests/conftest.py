@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
+import time
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine is no failure: no example has a time limit.
@@ -11,3 +16,29 @@ _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, Hea
 settings.register_profile("default", max_examples=50, **_common)
 settings.register_profile("thorough", max_examples=1000, **_common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def threads_of_ours() -> list[threading.Thread]:
+    """Return the living threads that shardstore has begun; those that decode may be those of a fixture's store."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("shardstore-")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Fail a test that leaves a thread behind."""
+    before = threads_of_ours()
+    yield
+
+    def left() -> list[str]:
+        return [
+            thread.name
+            for thread in threads_of_ours()
+            if thread not in before and not thread.name.startswith("shardstore-decode")
+        ]
+
+    if left():
+        gc.collect()
+    end = time.monotonic() + 10
+    while left() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not left(), "threads are left behind"
