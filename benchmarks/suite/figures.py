@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,12 +60,15 @@ def _read(job: JobResults, mode: str, temperature: str) -> dict[str, Cell]:
     return {cell.peer: cell for cell in sorted(cells, key=Cell.rate, reverse=True)}
 
 
-def _bars(axis: Any, values: dict[str, float], ours: str, text: list[str]) -> None:
-    """Draw a bar for each peer, with what it says beside it."""
+def _bars(
+    axis: Any, values: dict[str, float], ours: str, text: list[str], beyond: Mapping[str, float] | None = None
+) -> None:
+    """Draw a bar for each peer, with what it says beside it, and beyond another mark that may be longer."""
     names = list(values)
     axis.barh(names, list(values.values()), color=[OURS if name.startswith(ours) else THEIRS for name in names])
-    for place, (value, label) in enumerate(zip(values.values(), text, strict=True)):
-        axis.annotate(label, (value, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    for place, (name, label) in enumerate(zip(names, text, strict=True)):
+        end = max(values[name], (beyond or {}).get(name, 0.0))
+        axis.annotate(label, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=8)
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
 
@@ -83,8 +86,9 @@ def _speed(results: Results, ours: str) -> Any:
         axis = figure.add_subplot(lines, min(2, len(jobs)), place + 1)
         warm, cold = _read(job, "shuffled", "warm"), _read(job, "shuffled", "cold")
         values = {name: cell.rate() for name, cell in warm.items()}
-        _bars(axis, values, ours, [number(value) for value in values.values()])
-        marks = [(cold[name].rate(), row) for row, name in enumerate(values) if name in cold]
+        ends = {name: cell.rate() for name, cell in cold.items()}
+        _bars(axis, values, ours, [number(value) for value in values.values()], ends)
+        marks = [(ends[name], row) for row, name in enumerate(values) if name in ends]
         if marks:
             axis.plot(*zip(*marks, strict=True), "D", color=COLD, markersize=4, label="cold, from opening")
         axis.set_xscale("log")

@@ -14,6 +14,12 @@ MODULES = (
     "ninja",
     "zarrs",
     "hdf5",
+    "huggingface",
+    "lance",
+    "grain",
+    "mosaicml",
+    "litdata",
+    "webdataset",
 )
 """Modules of this package, each with a tuple `PEERS` of peers, in the order of the tables."""
 
