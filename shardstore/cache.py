@@ -38,6 +38,11 @@ class BoundedCache(Generic[_Key, _Value]):
                 self._size -= self._size_of(dropped)
         return value
 
+    @property
+    def size(self) -> int:
+        """The total size of what is kept."""
+        return self._size
+
     def clear(self) -> None:
         """Forget all values."""
         with self._lock:

@@ -15,8 +15,9 @@ _SHOWN_ITEMS = 8
 
 
 def describe_store(store: Store) -> dict[str, Any]:
-    """Return all that the manifest says of a store, as plain JSON values."""
+    """Return all that the manifest says of a store, and what of it is cached now, as plain JSON values."""
     manifest = store.manifest
+    memory = store.memory()
     return {
         "path": str(store.path),
         "format_version": FORMAT_VERSION,
@@ -28,6 +29,7 @@ def describe_store(store: Store) -> dict[str, Any]:
         "nbytes": store.nbytes,
         "stored_nbytes": store.stored_nbytes,
         "shard_rows": manifest.shard_rows,
+        "memory": {"page_cache": memory.page_cache, "stored": memory.stored, "mappable": memory.mappable},
         "columns": {name: _describe_column(entry) for name, entry in manifest.columns.items()},
         "sources": _sources(manifest.provenance.get("sources", {})),
     }

@@ -36,6 +36,16 @@ def current_memory() -> MemoryUse | None:
     return MemoryUse(kib["RssAnon"] * 1024, (kib["RssFile"] + kib["RssShmem"]) * 1024)
 
 
+def size_text(nbytes: float) -> str:
+    """Return a number of bytes as a short text: `950 B`, `1.5 MiB`."""
+    value = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"
+
+
 class PeakMemory:
     """A context manager that watches the process from a thread and keeps the highest values seen.
 

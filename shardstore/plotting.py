@@ -1,4 +1,4 @@
-"""Orders and statistics as figures; needs matplotlib, which nothing else does."""
+"""Orders, statistics and profiles as figures; needs matplotlib, which nothing else does."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shardstore.order import Plan
 from shardstore.order.measuring import Sample
+from shardstore.profiling import Profile
 from shardstore.reports import category_shares, described, number_texts, short_number
 from shardstore.selection import Rows
 from shardstore.statistics.summary import BYTES, CATEGORICAL, TIME, ColumnStatistics
@@ -210,3 +211,46 @@ def _brief(value: float, _: int | None = None) -> str:
         if value >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
+
+
+# What a profile shows: kind, label, color, dashes.
+_LINES = (
+    ("anonymous", "anonymous", _COLORS[0], "-"),
+    ("file_backed", "file-backed resident", _COLORS[1], "-"),
+    ("resident", "… of this store's maps", "#7fb0de", "--"),
+    ("page_cache", "page cache of the store's files", "#5b8c4a", "-"),
+    ("mapped", "mapped addresses", "0.6", ":"),
+)
+_MOST_BARS = 60
+
+
+def draw_profile(profile: Profile, path: Path) -> None:
+    """Draw memory over time, and below it the rows a second, to a PNG file.
+
+    Args:
+        profile: what was measured.
+        path: the file to write; its directory must exist.
+    """
+    figure = Figure(figsize=(9, 6.2), layout="constrained")
+    memory, speed = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    seconds = np.array([sample.seconds for sample in profile.samples])
+    for kind, label, color, dashes in _LINES:
+        values = [getattr(sample, kind) for sample in profile.samples]
+        if None not in values:
+            memory.plot(seconds, np.array(values) / 2**20, dashes, color=color, label=label, linewidth=1.6)
+    memory.axhline(profile.memory_budget / 2**20, color=_IDEAL, linewidth=0.8, label="memory budget")
+    most = max((profile.peak(kind) or 0 for kind, *_ in _LINES), default=0) / 2**20
+    memory.set_ylim(0, max(1.0, 1.12 * most))  # a budget far above all that was used is not shown
+    memory.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    memory.set_ylabel("MiB")
+    figure.legend(*memory.get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center", fontsize=8.5)
+    edges = np.linspace(0, profile.seconds, min(_MOST_BARS, len(profile.samples)))
+    rows = np.interp(edges, seconds, [sample.rows for sample in profile.samples])
+    speed.stairs(np.diff(rows) / np.diff(edges), edges, color=_COLORS[0], fill=True, alpha=0.75)
+    speed.yaxis.set_major_formatter(FuncFormatter(_brief))
+    speed.set(ylabel="rows/s", xlabel="seconds", xlim=(0, profile.seconds))
+    for axes in (memory, speed):
+        axes.spines[["top", "right"]].set_visible(False)
+    title = f"{profile.rows:,} rows in batches of {profile.batch_size:,}, access={profile.access}"
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, format="png", dpi=110)

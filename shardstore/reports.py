@@ -1,4 +1,4 @@
-"""Statistics as text: a table with a small histogram per column, and plain values for programs; short numbers."""
+"""Statistics as text: a table with a small histogram per column, and plain values for programs."""
 
 from __future__ import annotations
 
@@ -66,16 +66,6 @@ def short_number(value: int | float | None, digits: int = 5) -> str:
     if isinstance(value, int) and abs(value) < 10**12:
         return f"{value:,}"
     return f"{value:.{digits}g}"
-
-
-def size_text(nbytes: float) -> str:
-    """Return a number of bytes as a short text: `950 B`, `1.5 MiB`."""
-    value = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"
 
 
 def sparkline(counts: NDArray[np.int64]) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shardstore.changes.commits import Change
     from shardstore.column_types import ColumnType, TypeLike
+    from shardstore.memory_report import MemoryReport
     from shardstore.verify import VerifyReport
 
 _log = logging.getLogger("shardstore")
@@ -127,6 +128,12 @@ class Store(Table):
             progress: whether to draw a progress bar; None draws one on a terminal.
         """
         return self._files.verify(progress)
+
+    def memory(self) -> MemoryReport:
+        """Return what the store costs now: anonymous, resident, cached and mapped bytes, each by itself."""
+        from shardstore.memory_report import memory_report
+
+        return memory_report(self._files)
 
     @property
     def stats(self) -> dict[str, ColumnStatistics]:

@@ -273,6 +273,10 @@ class StoreFiles:
         """Return address and bytes of the pages of each shard file that is mapped now."""
         return [place for reader in list(self._readers.values()) for place in reader.mapped_ranges]
 
+    def held_nbytes(self) -> int:
+        """Return how many bytes of decoded chunks are held now."""
+        return self._shared.chunks.size
+
     def verify(self, progress: bool | None) -> VerifyReport:
         """Check every byte against its checksums."""
         from shardstore.verify import verify_store  # with the threads that only this needs

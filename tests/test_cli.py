@@ -247,7 +247,7 @@ def test_usage() -> None:
     assert run("--help").returncode == 0
     assert run("nonsense").returncode == 2
     assert run("ingest").returncode == 2
-    for command in ("ingest", "info", "head", "verify", "export", "shuffle-report", "demo"):
+    for command in ("ingest", "info", "head", "verify", "export", "shuffle-report", "profile", "bench", "demo"):
         assert command in CliRunner().invoke(app, "--help").stdout
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 

@@ -28,7 +28,14 @@ EXAMPLES = [f"docs/examples/{file.name}" for file in sorted((ROOT / "docs/exampl
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/guide.md", "docs/order.md", *EXAMPLES, pytest.param("docs/frameworks.md", marks=FRAMEWORKS)],
+    [
+        "README.md",
+        "docs/guide.md",
+        "docs/memory.md",
+        "docs/order.md",
+        *EXAMPLES,
+        pytest.param("docs/frameworks.md", marks=FRAMEWORKS),
+    ],
 )
 def test_the_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page == "docs/frameworks.md":

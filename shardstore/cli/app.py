@@ -20,6 +20,7 @@ from rich.console import Console
 
 import shardstore
 from shardstore.errors import CorruptionError, ShardStoreError
+from shardstore.store import Store
 
 app = typer.Typer(
     help="Convert raw NumPy dumps into a store once, then stream training batches from it.",
@@ -70,6 +71,24 @@ def fail(message: str, code: int) -> NoReturn:
     """Say one line on standard error and end with an exit code."""
     print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+def named_columns(store: Store, names: str | None) -> tuple[str, ...]:
+    """Return the columns that an option names, with commas between them; all of the store for None."""
+    if names is None:
+        return store.columns
+    found = tuple(name.strip() for name in names.split(","))
+    for name in found:
+        check_column(store, name)
+    if len(set(found)) < len(found):
+        fail(f"--columns {names!r}: a column is named twice", 2)
+    return found
+
+
+def check_column(store: Store, name: str) -> None:
+    """End with an error if a store has no such column."""
+    if name not in store.columns:
+        fail(f"no column {name!r}; the columns are {', '.join(store.columns)}", 2)
 
 
 def figure(function: str, png: Path) -> Callable[..., None]:

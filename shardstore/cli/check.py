@@ -11,12 +11,12 @@ import typer
 from rich.table import Table as TextTable
 
 import shardstore
-from shardstore.cli.app import AsJson, StorePath, app, fail, figure, out, user_errors
+from shardstore.cli.app import AsJson, StorePath, app, check_column, fail, figure, out, user_errors
 from shardstore.errors import CorruptionError
 from shardstore.manifest import METADATA_FILE
+from shardstore.memory import size_text
 from shardstore.order import Measure, Quality, quality
 from shardstore.planning import WINDOW_BYTES
-from shardstore.reports import size_text
 from shardstore.verify import Damage, VerifyReport
 
 
@@ -55,8 +55,7 @@ def shuffle_report(
     with user_errors(), shardstore.open(path) as store:
         labels = None
         if label is not None:
-            if label not in store.columns:
-                fail(f"no column {label!r}; the columns are {', '.join(store.columns)}", 2)
+            check_column(store, label)
             if store[label].ndim != 1:
                 fail(f"column {label!r} has rows of shape {store[label].shape[1:]}; a label is a scalar", 2)
             labels = store[label][:]

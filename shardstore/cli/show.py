@@ -11,9 +11,11 @@ from rich.markup import escape
 from rich.table import Table as TextTable
 
 import shardstore
-from shardstore.cli.app import AsJson, StorePath, app, fail, figure, out, user_errors
+from shardstore.cli.app import AsJson, StorePath, app, check_column, figure, out, user_errors
 from shardstore.describing import describe_store, row_form, show_value
-from shardstore.reports import size_text, statistics_table, statistics_values
+from shardstore.memory import size_text
+from shardstore.memory_report import size_or_unknown
+from shardstore.reports import statistics_table, statistics_values
 
 
 @app.command()
@@ -36,6 +38,10 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
             sizes = (str(c["shards"]), size_text(c["nbytes"]), size_text(c["stored_nbytes"]), ratio)
             table.add_row(escape(name), escape(c["type"]), row_form(c), c["codec"], *sizes)
         out.print(table)
+        memory = report["memory"]
+        cached, stored = size_or_unknown(memory["page_cache"]), size_text(memory["stored"])
+        maps = f"a process that reads every row maps {size_text(memory['mappable'])}"
+        out.print(f"{cached} of {stored} on disk are in the page cache now; {maps}", soft_wrap=True)
 
 
 @app.command()
@@ -65,8 +71,7 @@ def stats(
     with user_errors(), shardstore.open(path) as store:
         names = column or list(store.columns)
         for name in names:
-            if name not in store.columns:
-                fail(f"no column {name!r}; the columns are {', '.join(store.columns)}", 2)
+            check_column(store, name)
         draw = None if png is None else figure("draw_statistics", png)
         kept = store.kept_stats
         missing = [name for name in names if name not in kept]

@@ -13,7 +13,7 @@ from shardstore.building import Mode
 from shardstore.cli.app import StorePath, app, fail, out, user_errors
 from shardstore.column_types import Categorical, ColumnType
 from shardstore.export import export_npy
-from shardstore.reports import size_text
+from shardstore.memory import size_text
 from shardstore.schema import DEFAULT_SHARD_BYTES
 from shardstore.sources.named import ROLES
 from shardstore.sources.paths import find_files, order_note
