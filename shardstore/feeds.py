@@ -44,6 +44,9 @@ class Located(Protocol):
 class Feed(Protocol):
     """Rows by position of an epoch."""
 
+    def run(self, start: int, stop: int) -> Located | None:
+        """Return positions that follow one another, if their rows do so, too, in every epoch; else None."""
+
     def close(self) -> None:
         """Let go of what is being read ahead."""
 
@@ -108,7 +111,7 @@ def feed_of(source: RowSource, order: Order, empty: Allocate = np.empty, copy: b
     if isinstance(order, Windowed) and source.decoded:
         return WindowFeed(source, order, empty)
     if isinstance(order, Sequential):
-        return RunFeed(source, empty if copy else None)
+        return RunFeed(source, order, empty if copy else None)
     return DirectFeed(source, order, empty)
 
 
@@ -123,6 +126,10 @@ class DirectFeed:
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the rows at some positions."""
         return _LocatedRows(self._source, self._order.rows(epoch, positions), self._empty)
+
+    def run(self, start: int, stop: int) -> Located | None:
+        """Return None: rows are where they are."""
+        return None
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -149,43 +156,43 @@ class _LocatedRows:
         return {"rows": self._source.store_rows(self._rows[start:stop]).copy()}
 
 
-class RunFeed:
-    """Reads rows in the table's own order: those that follow one another, as one run."""
+class RunFeed(DirectFeed):
+    """Reads rows in the table's own order: those that follow one another, as one run.
 
-    def __init__(self, source: RowSource, empty: Allocate | None) -> None:
+    Args:
+        source: the rows.
+        order: their own.
+        empty: makes the arrays that runs are copied into; None for views where there can be any.
+    """
+
+    def __init__(self, source: RowSource, order: Order, empty: Allocate | None) -> None:
+        super().__init__(source, order, empty or np.empty)
+        self._run_empty = empty
+
+    def run(self, start: int, stop: int) -> Located:
+        """Return consecutive rows."""
+        return _LocatedRun(self._source, start, stop, self._run_empty)
+
+
+class _LocatedRun:
+    def __init__(self, source: RowSource, first: int, end: int, empty: Allocate | None) -> None:
         self._source = source
+        self._first = first
+        self._end = end
         self._empty = empty
 
-    def locate(self, epoch: int, positions: Rows) -> Located:
-        """Find the rows at some positions: these themselves."""
-        return _LocatedRuns(self._source, positions, self._empty)
-
-    def close(self) -> None:
-        """There is nothing to let go of."""
-
-
-class _LocatedRuns(_LocatedRows):
-    def __init__(self, source: RowSource, rows: Rows, empty: Allocate | None) -> None:
-        super().__init__(source, rows, empty or np.empty)
-        self._run_empty = empty
-        # Ranks and workers leave out rows, and padding repeats some: from there on, each row is found by itself.
-        steps = np.flatnonzero(np.diff(rows) != 1)
-        self._run_ends = np.append(steps + 1, len(rows))
-
-    def _is_run(self, start: int, stop: int) -> bool:
-        return start < stop and int(self._run_ends[np.searchsorted(self._run_ends, start, "right")]) >= stop
-
     def expect(self, start: int, stop: int) -> None:
-        if self._is_run(start, stop):
-            self._source.expect_run(int(self._rows[start]), int(self._rows[start]) + stop - start)
-        else:
-            super().expect(start, stop)
+        if self._source.wants(stop - start):
+            self._source.expect_run(self._first + start, self._first + stop)
 
     def gather(self, start: int, stop: int) -> Arrays:
-        if not self._is_run(start, stop):
-            return super().gather(start, stop)
-        first = int(self._rows[start])
-        return self._source.gather_run(first, first + stop - start, self._run_empty)
+        return self._source.gather_run(self._first + start, self._first + stop, self._empty)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        return np.arange(self._first + start, self._first + stop, dtype=np.int64)
+
+    def names(self, start: int, stop: int) -> Arrays:
+        return {"rows": self._source.store_rows(self.rows(start, stop)).copy()}
 
 
 class WindowFeed:
@@ -208,6 +215,10 @@ class WindowFeed:
     def locate(self, epoch: int, positions: Rows) -> Located:
         """Find the windows that hold some positions, and the places there."""
         return _LocatedPlaces(self, len(positions), self._order.windows(epoch, positions), self._empty)
+
+    def run(self, start: int, stop: int) -> Located | None:
+        """Return None: rows are permuted."""
+        return None
 
     @property
     def source(self) -> RowSource:
@@ -356,6 +367,10 @@ class MixtureFeed:
         dealt = self._order.deal(positions)
         parts = [(number, where, self._feeds[number].locate(epoch, own)) for number, where, own in dealt]
         return _LocatedParts(parts, self._order.first_rows, self._empty)
+
+    def run(self, start: int, stop: int) -> Located | None:
+        """Return None: rows are mixed."""
+        return None
 
     def close(self) -> None:
         """Let go of what is being read ahead."""

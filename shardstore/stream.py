@@ -45,6 +45,9 @@ LOCATED_ROWS = 65_536
 GATHER_NBYTES = 2 << 20
 MAX_GATHER_BATCHES = 64
 MAX_GATHER_ROWS = 4096
+# The same for rows that are copied one after the other.
+RUN_NBYTES = 512 << 10
+MAX_RUN_BATCHES = 64
 # Or this part of what the memory budget has for buffers, where that is less.
 GATHERED_SHARE = 8
 # So many gathers ahead, pages that are not in the page cache are asked for.
@@ -197,12 +200,13 @@ class Reading:
     def _pieces(self, feed: Feed, cursor: Cursor, turns: Turns, skip: int) -> Iterator[_Piece]:
         """Cut the steps of the rest of an epoch into pieces that are gathered at once."""
         size = self.plan.batch_size
-        gather_nbytes = min(GATHER_NBYTES, self.source.buffer_nbytes() // GATHERED_SHARE)
-        per_gather = max(1, gather_nbytes // max(1, self.source.row_nbytes * size))
-        per_gather = min(per_gather, max(MAX_GATHER_BATCHES, MAX_GATHER_ROWS // size))
+        own = turns.count(self.steps(cursor))
+        per_gather = self._batches_at_once(GATHER_NBYTES, max(MAX_GATHER_BATCHES, MAX_GATHER_ROWS // size))
+        if self.replica == ONE_RANK and turns.workers == 1 and self.plan.remainder != "pad" and feed.run(0, 0):
+            yield from self._runs(feed, cursor.delivered, skip, own)
+            return
         per_span = max(1, LOCATED_ROWS // (size * per_gather)) * per_gather
         gathered = 1  # the first batch is not kept waiting for the rows of many others
-        own = turns.count(self.steps(cursor))
         for number in range(skip, own, per_span):
             steps = turns.steps(number, min(number + per_span, own))
             span = self.plan.positions(steps, self.replica, cursor.delivered)
@@ -212,6 +216,24 @@ class Reading:
                 last = min(first + gathered, count)
                 yield _Piece(located, span.bounds[first : last + 1], span.mask)
                 first, gathered = last, min(2 * gathered, per_gather)
+
+    def _runs(self, feed: Feed, delivered: int, skip: int, own: int) -> Iterator[_Piece]:
+        """Cut steps whose rows follow one another into pieces, without a list of all positions."""
+        size, count = self.plan.batch_size, self.plan.order.count
+        # Copies go through the cache of a core; views cost nothing but the call.
+        per_run = self._batches_at_once(RUN_NBYTES, MAX_RUN_BATCHES) if self.copy else MAX_RUN_BATCHES
+        number, gathered = skip, 1
+        while number < own:
+            last = min(number + gathered, own)
+            start, stop = delivered + number * size, min(delivered + last * size, count)
+            located = feed.run(start, stop)
+            assert located is not None
+            yield _Piece(located, [*range(0, stop - start, size), stop - start], None)
+            number, gathered = last, min(2 * gathered, per_run)
+
+    def _batches_at_once(self, nbytes: int, most: int) -> int:
+        room = min(nbytes, self.source.buffer_nbytes() // GATHERED_SHARE)
+        return max(1, min(most, room // max(1, self.source.row_nbytes * self.plan.batch_size)))
 
     def _gathered(self, piece: _Piece) -> tuple[Arrays, list[int]]:
         start, stop = piece.start, piece.stop
@@ -341,16 +363,19 @@ class BatchStream:
     def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
         """Yield the rest of an epoch as it is delivered."""
         self._stop_thread()
-        if self._prefetch:
-            groups = in_background(lambda: self._groups(reading, cursor), self._prefetch)
-            self._groups_ahead = weakref.ref(groups)
-            for group in groups:
-                yield from self._received(group)
-        elif self._is_plain:
-            yield from reading.batches(cursor)
-        else:
+        if not self._prefetch and self._is_plain:
+            return reading.batches(cursor)
+        return self._ready_items(reading, cursor)
+
+    def _ready_items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
+        if not self._prefetch:
             for group in self._groups(reading, cursor, at_once=False):
                 yield from self._received(group)
+            return
+        groups = in_background(lambda: self._groups(reading, cursor), self._prefetch)
+        self._groups_ahead = weakref.ref(groups)
+        for group in groups:
+            yield from self._received(group)
 
     @property
     def _is_plain(self) -> bool:
