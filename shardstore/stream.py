@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from shardstore.order import (
     Remainder,
     Replica,
     State,
+    Steps,
     Turns,
     check_epoch,
     check_int,
@@ -36,17 +37,18 @@ from shardstore.order import (
 from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.rowwise import Rowwise
 
+_Result = TypeVar("_Result")
 Batch = dict[str, Any]
 Transform = Callable[[Batch], Any]
 
 # Permuting a few hundred numbers costs as much as permuting thousands, so many rows are located at once.
 LOCATED_ROWS = 65_536
 # Small enough for a cache close to the core, large enough to hide what a call costs.
-GATHER_NBYTES = 2 << 20
+GATHER_NBYTES = 1 << 20
 MAX_GATHER_BATCHES = 64
 MAX_GATHER_ROWS = 4096
 # The same for rows that are copied one after the other.
-RUN_NBYTES = 512 << 10
+RUN_NBYTES = 1 << 20
 MAX_RUN_BATCHES = 64
 # Or this part of what the memory budget has for buffers, where that is less.
 GATHERED_SHARE = 8
@@ -207,11 +209,15 @@ class Reading:
             return
         per_span = max(1, LOCATED_ROWS // (size * per_gather)) * per_gather
         gathered = 1  # the first batch is not kept waiting for the rows of many others
-        for number in range(skip, own, per_span):
-            steps = turns.steps(number, min(number + per_span, own))
+
+        def locate(number: int) -> tuple[Steps, Located]:
+            start = skip + number * per_span
+            steps = turns.steps(start, min(start + per_span, own))
             span = self.plan.positions(steps, self.replica, cursor.delivered)
-            located = feed.locate(cursor.epoch, span.positions)
-            first, count = 0, len(steps)
+            return span, feed.locate(cursor.epoch, span.positions)
+
+        for span, located in _one_ahead(locate, -(-max(0, own - skip) // per_span)):
+            first, count = 0, len(span.bounds) - 1
             while first < count:
                 last = min(first + gathered, count)
                 yield _Piece(located, span.bounds[first : last + 1], span.mask)
@@ -249,6 +255,25 @@ class Reading:
         if piece.mask is not None:
             block["mask"] = piece.mask[start:stop]
         return block, piece.bounds
+
+
+def _one_ahead(make: Callable[[int], _Result], count: int) -> Iterator[_Result]:
+    """Yield what a function makes of 0, 1, 2 and so on; from the third on, a thread makes it one ahead."""
+    coming: Task[_Result] | None = None
+    try:
+        for number in range(count):
+            made = make(number) if coming is None or coming.lost else coming.result()
+            coming = None
+            if 0 < number < count - 1:
+                coming = Task(partial(_made_by, make, number + 1), "locate")
+            yield made
+    finally:
+        if coming is not None:
+            coming.stop()
+
+
+def _made_by(make: Callable[[int], _Result], number: int, stopped: Callable[[], bool]) -> _Result:
+    return make(number)
 
 
 @dataclass(frozen=True)
@@ -346,12 +371,13 @@ class BatchStream:
 
     def _rest_of_epoch(self, current: object) -> Iterator[Any]:
         self._begin, self._steps = self._cursor(), 0
-        for item in self._items(self._open(), self._begin):
-            self._steps += 1
-            yield item
-            if self._pass is not current or self._reading is None:
-                self._open()  # it may have been closed since
-                raise RuntimeError("another pass over this stream has begun; only the latest one goes on")
+        for group in self._groups(self._open(), self._begin):
+            for item in group:
+                self._steps += 1
+                yield item
+                if self._pass is not current or self._reading is None:
+                    self._open()  # it may have been closed since
+                    raise RuntimeError("another pass over this stream has begun; only the latest one goes on")
 
     def _cursor(self) -> Cursor:
         """Return where the stream stands."""
@@ -360,22 +386,34 @@ class BatchStream:
     def _go_to(self, cursor: Cursor) -> None:
         self._begin, self._steps, self._restored = cursor, 0, False
 
-    def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
-        """Yield the rest of an epoch as it is delivered."""
+    def _groups(self, reading: Reading, cursor: Cursor) -> Iterator[Iterable[Any]]:
+        """Yield the rest of an epoch as it is delivered, several items at a time."""
         self._stop_thread()
-        if not self._prefetch and self._is_plain:
-            return reading.batches(cursor)
-        return self._ready_items(reading, cursor)
-
-    def _ready_items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
         if not self._prefetch:
-            for group in self._groups(reading, cursor, at_once=False):
-                yield from self._received(group)
+            yield from self._made_here(reading, cursor)
             return
-        groups = in_background(lambda: self._groups(reading, cursor), self._prefetch)
+        groups = in_background(lambda: self._made_ahead(reading, cursor), self._prefetch)
         self._groups_ahead = weakref.ref(groups)
         for group in groups:
-            yield from self._received(group)
+            yield self._received(group)
+
+    def _made_here(self, reading: Reading, cursor: Cursor) -> Iterator[Iterable[Any]]:
+        """Yield groups whose items are made as they are asked for."""
+        for block, bounds in reading.blocks(cursor):
+            batches = cut_block(block, bounds)
+            yield batches if self._is_plain else self._received(self._ready(batch) for batch in batches)
+
+    def _made_ahead(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
+        """Yield several ready items at a time, in the thread: handing each one over would cost more than making it."""
+        for block, bounds in reading.blocks(cursor):
+            group: list[Any] = []
+            try:
+                for batch in cut_block(block, bounds):
+                    group.append(self._ready(batch))  # noqa: PERF401, a StopIteration must not end the loop
+            except Exception:
+                yield group  # what was ready before comes before the error
+                raise
+            yield group
 
     @property
     def _is_plain(self) -> bool:
@@ -386,24 +424,10 @@ class BatchStream:
         """Return what is delivered as a batch; called in the thread, if there is one."""
         return batch if self._transform is None else self._transform(batch)
 
-    def _received(self, group: list[Any]) -> Iterable[Any]:
-        """Take over what the thread has made ready."""
-        return group
-
-    def _groups(self, reading: Reading, cursor: Cursor, at_once: bool = True) -> Iterator[list[Any]]:
-        """Yield several ready batches at a time: handing each one over would cost more than making it."""
-        for block, bounds in reading.blocks(cursor):
-            group: list[Any] = []
-            try:
-                for batch in cut_block(block, bounds):
-                    group.append(self._ready(batch))
-                    if not at_once:
-                        yield group
-                        group = []
-            except Exception:
-                yield group  # what was ready before comes before the error
-                raise
-            yield group
+    def _received(self, group: Any) -> Iterable[Any]:
+        """Take over what was made ready: called where it is consumed."""
+        items: Iterable[Any] = group
+        return items
 
     def _stop_thread(self) -> None:
         groups = None if self._groups_ahead is None else self._groups_ahead()
@@ -530,7 +554,7 @@ class Streamable(ABC):
             with_rows: also give `"rows"`, the int64 numbers of the rows in the store.
             copy: False for batches that are read-only views of the mapped files wherever rows are read in the order in
                 which a raw column has them; other batches are fresh as ever.
-            prefetch: how many blocks of about 2 MiB a thread reads (and transforms) ahead of the consumer; 0 for no
+            prefetch: how many blocks of about 1 MiB a thread reads (and transforms) ahead of the consumer; 0 for no
                 thread, which is as fast for rows in the page cache unless the consumer computes without Python's lock.
             window_bytes: for `"window"`, decoded bytes of the windows that are open at a time, in all lanes together;
                 while one is delivered, the next is decoded into as many. Part of the order.

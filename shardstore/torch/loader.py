@@ -128,11 +128,6 @@ class StoreLoader(BatchStream):
         check_not_sharded_again(self, found)
         return super().__iter__()
 
-    def _items(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
-        move = None if self._device is None or self._copies_ahead else _to(self._device)
-        for item in super()._items(reading, cursor):
-            yield item if move is None else map_leaves(item, move)
-
     _is_plain = False
 
     def _ready(self, batch: Batch) -> Any:
@@ -144,9 +139,16 @@ class StoreLoader(BatchStream):
             item = batch_tensors(batch, self._as_tuple)
         return map_leaves(item, _pinned) if self._pin_memory and not self._copies_ahead else item
 
-    def _groups(self, reading: Reading, cursor: Cursor, at_once: bool = True) -> Iterator[Any]:
+    def _made_here(self, reading: Reading, cursor: Cursor) -> Iterator[Iterable[Any]]:
         if not self._copies_ahead:
-            yield from super()._groups(reading, cursor, at_once)
+            yield from super()._made_here(reading, cursor)
+            return
+        for group in self._made_ahead(reading, cursor):
+            yield self._received(group)
+
+    def _made_ahead(self, reading: Reading, cursor: Cursor) -> Iterator[Any]:
+        if not self._copies_ahead:
+            yield from super()._made_ahead(reading, cursor)
             return
         assert self._device is not None
         copies = DeviceCopies(self._device)
@@ -154,7 +156,7 @@ class StoreLoader(BatchStream):
             if self._transform is None:
                 yield from self._copied_blocks(reading, cursor, copies)
             else:
-                for items in super()._groups(reading, cursor, at_once):
+                for items in super()._made_ahead(reading, cursor):
                     yield _copied(items, copies)
         finally:
             copies.close()
@@ -171,11 +173,12 @@ class StoreLoader(BatchStream):
             yield _Group(items, list(tensors.values()), copies.flush())
 
     def _received(self, group: Any) -> Iterable[Any]:
-        if not isinstance(group, _Group):
+        if self._device is None:
             return super()._received(group)
-        assert self._device is not None
-        hand_over(group.event, group.tensors, self._device)
-        return group.items
+        if isinstance(group, _Group):
+            hand_over(group.event, group.tensors, self._device)
+            return group.items
+        return (map_leaves(item, _to(self._device)) for item in group)
 
     # What Lightning looks for in a loader that has a sampler.
     batch_sampler = None
