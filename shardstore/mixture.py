@@ -215,6 +215,11 @@ class MixtureRows:
         """Return how many bytes the smallest memory budget has for buffers."""
         return min(source.buffer_nbytes() for source in self._sources)
 
+    @property
+    def is_populated(self) -> bool:
+        """Whether `populate` has been through, in this process."""
+        return all(source.is_populated for source in self._sources)
+
     def populate(self, stopped: Stopped) -> None:
         """Bring the sources into the page cache and page tables, unless few of their rows are meant."""
         for source in self._sources:

@@ -121,6 +121,10 @@ class StreamSource(Protocol):
     def buffer_nbytes(self) -> int:
         """Return how many bytes the memory budget has for buffers."""
 
+    @property
+    def is_populated(self) -> bool:
+        """Whether `populate` has been through, in this process."""
+
     def populate(self, stopped: Callable[[], bool]) -> None:
         """Bring the rows into the page cache and page tables, as far as the memory budget keeps them there."""
 
@@ -191,7 +195,9 @@ class Reading:
                 yield self._gathered(waiting.popleft())
                 if not ahead:
                     ahead = PIECES_AHEAD
-                    population = Task(self.source.populate, "populate")
+                    if not self.source.is_populated:
+                        # A damaged file that it meets is the consumer's error when that comes to it.
+                        population = Task(self.source.populate, "populate")
             while waiting:
                 yield self._gathered(waiting.popleft())
         finally:

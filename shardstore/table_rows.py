@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,6 +96,7 @@ class TableRows:
         self._selection = selection
         self._order = order
         self.count = len(selection)
+        self._populated_by: int | None = None
         self.columns = columns
         self.names = ("rows",)
         self.schema = {name: files.field(name) for name in columns}
@@ -121,21 +123,30 @@ class TableRows:
         """Return how many bytes the memory budget has for buffers."""
         return self._files.buffer_nbytes()
 
+    @property
+    def is_populated(self) -> bool:
+        """Whether `populate` has been through, in this process."""
+        return self._populated_by == os.getpid()
+
     def populate(self, stopped: Stopped) -> None:
         """Bring the columns into the page cache and page tables, unless few of their rows are meant."""
-        selection = self._selection
-        if selection.is_contiguous:
-            start, stop = selection.start, selection.start + selection.count
-        elif selection.is_progression or not selection.count:
-            return
-        else:
-            # Rows picked from anywhere: where they are few, reading everything is not worth it.
-            sample = selection.resolve(np.linspace(0, selection.count - 1, _POPULATE_SAMPLES).astype(np.int64))
-            start, stop = int(sample.min()), int(sample.max()) + 1
-            if selection.count * _POPULATE_SHARE < stop - start:
-                return
+        start, stop = self._populated_rows()
         for name in self.columns:
             self._files.populate(name, start, stop, stopped)
+        if not stopped():
+            self._populated_by = os.getpid()
+
+    def _populated_rows(self) -> tuple[int, int]:
+        selection = self._selection
+        if selection.is_contiguous:
+            return selection.start, selection.start + selection.count
+        if not selection.count:
+            return 0, 0
+        # Rows picked from anywhere: where they are few, reading everything is not worth it.
+        places = np.linspace(0, selection.count - 1, _POPULATE_SAMPLES).astype(np.int64)
+        sample = selection.resolve(places)
+        start, stop = int(sample.min()), int(sample.max()) + 1
+        return (start, stop) if selection.count * _POPULATE_SHARE >= stop - start else (0, 0)
 
     def fingerprint(self) -> str:
         """Return what tells these rows from others: the store and the selection, but not the columns."""
