@@ -17,7 +17,6 @@ from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.ragged import Ragged, Values
 from shardstore.store import open_rows, open_store
 from shardstore.stream import (
-    GATHER_NBYTES,
     Batch,
     Reading,
     Streamable,
@@ -33,8 +32,9 @@ from shardstore.torch.passes import Pass, PassCounter
 from shardstore.torch.replicas import ReplicaFinder, check_not_sharded_again
 from shardstore.torch.worker_states import Share, is_of_worker, read_loader, read_worker
 
-# Rows in a row that one worker takes where the dataset yields single rows.
+# Rows in a row that one worker takes where the dataset yields single rows, and their bytes: states depend on it.
 _ROWS_OF_A_TURN = 256
+_TURN_NBYTES = 2 << 20
 
 
 @dataclass
@@ -220,7 +220,7 @@ class StoreIterableDataset(IterableDataset[Any]):
 
     @property
     def _rows_of_a_turn(self) -> int:
-        return max(1, min(_ROWS_OF_A_TURN, GATHER_NBYTES // max(1, self._source.row_nbytes)))
+        return max(1, min(_ROWS_OF_A_TURN, _TURN_NBYTES // max(1, self._source.row_nbytes)))
 
     def state_dict(self, delivered: int | None = None) -> State:
         """Return where the dataset stands: plain ints and strings, under 1 KB as JSON.
