@@ -161,6 +161,14 @@ class Budget:
             self._floor = resident_file_nbytes() or 0
             self._touched = 0
 
+    def forget(self, pages: PageKeeper, nbytes: int) -> None:
+        """Count an array no longer."""
+        with self._lock:
+            if pages in self._streamed:
+                self._streamed.remove(pages)
+            elif pages.kept:
+                self._kept -= nbytes
+
     def close(self) -> None:
         """Forget the arrays."""
         with self._lock:
@@ -195,8 +203,8 @@ class PageKeeper:
         # Rows since the last look, and rows that were asked for and not read yet.
         self._since = _LOOK_ROWS if tells else 0
         self._expected = 0
-        # Up to which row of a run pages were asked for.
-        self._asked = 0
+        # The stretch of consecutive rows that was asked for last.
+        self._asked = 0, 0
         self._populated = np.zeros(files.count, np.bool_)
         self._process = os.getpid()
 
@@ -247,9 +255,11 @@ class PageKeeper:
 
     def ask_for_run(self, start: int, stop: int) -> None:
         """Ask for consecutive mapped rows, but for those that were asked for last."""
-        if start <= self._asked < stop:
-            start = self._asked
-        self._asked = stop
+        first, last = self._asked
+        if first <= start <= last:
+            start, self._asked = max(start, min(last, stop)), (first, max(last, stop))
+        else:
+            self._asked = start, stop
         if start < stop:
             place = np.array([self._files.address + start * self._row_nbytes])
             ask_for(place, (stop - start) * self._row_nbytes)
@@ -270,6 +280,15 @@ class PageKeeper:
         return self._missing
 
     # Behind
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many scattered rows of a streamed array may be read through the map before `after_rows` is told."""
+        return max(1, self._budget.streamed_nbytes // 4 // (_FAULT_NBYTES + self._row_nbytes))
+
+    def after_rows(self, count: int) -> None:
+        """Be told that so many scattered rows (or runs) of a streamed array were read through the map."""
+        self._budget.touched(count * (_FAULT_NBYTES + self._row_nbytes))
 
     def after_run(self, count: int) -> None:
         """Be told that so many consecutive rows of a streamed array are shown, and so may be touched."""
@@ -293,14 +312,19 @@ class PageKeeper:
         if self._populated[file]:
             return True
         address, nbytes = self._files.range_of(file)
-        advise(address, min(_POPULATE_NBYTES, nbytes), Advice.WILLNEED)
+        ask_for(np.array([address]), min(_POPULATE_NBYTES, nbytes))
         for start in range(0, nbytes, _POPULATE_NBYTES):
             if stopped():
                 return False
             # Large reads, one step ahead; populating alone would read page by page.
             step, behind = min(_POPULATE_NBYTES, nbytes - start), start + _POPULATE_NBYTES
-            advise(address + behind, min(_POPULATE_NBYTES, max(0, nbytes - behind)), Advice.WILLNEED)
+            if behind < nbytes:
+                ask_for(np.array([address + behind]), min(_POPULATE_NBYTES, nbytes - behind))
             if self.kept and not advise(address + start, step, Advice.POPULATE_READ):
                 return False
-        self._populated[file] = True
+        self._populated[file] = self.kept
         return True
+
+    def close(self) -> None:
+        """Count no longer for the budget."""
+        self._budget.forget(self, self._files.nbytes)

@@ -43,6 +43,12 @@ class BoundedCache(Generic[_Key, _Value]):
         """The total size of what is kept."""
         return self._size
 
+    def discard(self, condition: Callable[[_Key], bool]) -> None:
+        """Forget the values of all keys for which a condition holds."""
+        with self._lock:
+            for key in [key for key in self._values if condition(key)]:
+                self._size -= self._size_of(self._values.pop(key))
+
     def clear(self) -> None:
         """Forget all values."""
         with self._lock:

@@ -18,6 +18,7 @@ _Item = TypeVar("_Item")
 # Below this the hand-over costs more than a second thread gains.
 _MIN_ITEMS = 4
 _SHARES = 4
+DECODING_THREADS = "shardstore-decode"
 
 
 class Decoders:
@@ -35,7 +36,7 @@ class Decoders:
                 function(item)
             return
         if self._pool is None or self._process != os.getpid():  # in the child of a fork there are no threads
-            self._pool, self._process = ThreadPoolExecutor(self._threads, "shardstore-decode"), os.getpid()
+            self._pool, self._process = ThreadPoolExecutor(self._threads, DECODING_THREADS), os.getpid()
 
         def run(share: list[_Item]) -> None:
             for item in share:

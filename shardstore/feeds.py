@@ -233,16 +233,14 @@ class WindowFeed:
             self._decode_ahead(window, lane)
             return last
         self._staged.pop(lane, None)  # whatever happens while its buffers are filled
+        buffers = {} if last is None else last.buffers
         coming, task = self._coming.pop(lane, (None, None))
-        if coming is None or task is None or task.lost:
-            buffers = {} if last is None else last.buffers
-        else:
-            ready = task.result()
-            self._spare[lane] = {} if last is None else last.buffers
+        if coming is not None and task is not None and not task.lost:
             if coming.name == window.name:
-                self._staged[lane] = ready
+                ready = self._staged[lane] = task.result()
+                self._spare[lane] = buffers
                 return ready
-            buffers = ready.buffers
+            task.stop()  # nobody wants that window, nor what went wrong with it
         staged = self._staged[lane] = _StagedWindow(self._source, window, buffers)
         return staged
 

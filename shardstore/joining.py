@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,10 @@ class JoinedFiles:
     def field(self, name: str) -> Field:
         """Return what a row of a column holds."""
         return self._sides[name].files.field(name)
+
+    def version(self, name: str) -> Hashable:
+        """Return what tells a column from others that had its name in the same store."""
+        return self._sides[name].files.version(name)
 
     def chunking(self, name: str) -> Chunking:
         """Return what it takes to read rows of a column."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
+
+if sys.platform != "win32":
+    import resource
 
 # Where the system does not tell.
 _ASSUMED_MEMORY = 4 << 30
@@ -25,6 +29,15 @@ def max_map_count() -> int:
         return int(Path("/proc/sys/vm/max_map_count").read_text())
     except (OSError, ValueError):
         return 65_530
+
+
+@cache
+def max_open_files() -> int:
+    """Return how many files this process may have open."""
+    if sys.platform == "win32":
+        return 512  # what the C library allows
+    limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit if limit != resource.RLIM_INFINITY else 1 << 20
 
 
 def available_memory() -> int:

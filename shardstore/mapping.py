@@ -98,10 +98,6 @@ class MappedFiles:
         """Bytes of all files' data, mapped or not."""
         return sum(self._data_nbytes)
 
-    def mapped(self, files: NDArray[np.int64]) -> bool:
-        """Whether all of these files are mapped."""
-        return self._complete or bool(self._mapped[files].all())
-
     def range_of(self, i: int) -> tuple[int, int]:
         """Return the address of a file's pages, and their bytes."""
         return self.address + i * self._spacing, self._pages(self._data_nbytes[i])

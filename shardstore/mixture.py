@@ -206,6 +206,10 @@ class MixtureRows:
         self.names = ("rows", "source")
         self.row_nbytes = tables[0].row_nbytes
 
+    def versions(self) -> tuple[Any, ...]:
+        """Return what tells the columns from others of their names in the same stores."""
+        return tuple(source.versions() for source in self._sources)
+
     def check_budget(self, batch_size: int) -> None:
         """Raise `ValueError` if a batch, or windows of all sources, do not fit the memory budgets that were set."""
         for source in self._sources:

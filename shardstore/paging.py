@@ -26,14 +26,12 @@ PAGE = mmap.PAGESIZE
 _PROCESS_MADVISE = 440  # the same on every architecture of Linux, like all system calls since 5.1
 _PIDFD_OPEN = 434
 _MAX_RANGES = 1024  # of one system call (IOV_MAX)
+_MAX_ASKED = 128 << 10  # of one range: the least read-ahead that is usual
 
 
 class Advice(IntEnum):
-    """Advice of Linux' madvise(2). Other systems have other numbers, and are given the first four only."""
+    """Advice of Linux' madvise(2). Other systems have other numbers, and are given the first one only."""
 
-    NORMAL = 0
-    RANDOM = 1
-    SEQUENTIAL = 2
     WILLNEED = 3
     # On a shared file mapping the pages go from the process, not from the page cache. Elsewhere it may do less.
     DONTNEED = 4
@@ -57,9 +55,14 @@ def ask_for(starts: NDArray[np.int64], nbytes: int | NDArray[np.int64]) -> None:
         nbytes: the length of each of them, or of all, in bytes.
     """
     first = starts & -PAGE
-    ranges = np.empty((len(first), 2), np.int64)
-    ranges[:, 0] = first
-    ranges[:, 1] = ((starts + (nbytes + PAGE - 1)) & -PAGE) - first
+    lengths = ((starts + (nbytes + PAGE - 1)) & -PAGE) - first
+    if len(lengths) and lengths.max() > _MAX_ASKED:
+        # Of one range, the system reads no more than a device's read-ahead, and forgets about the rest.
+        pieces = -(-lengths // _MAX_ASKED)
+        number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        lengths = np.minimum(np.repeat(lengths, pieces) - number * _MAX_ASKED, _MAX_ASKED)
+        first = np.repeat(first, pieces) + number * _MAX_ASKED
+    ranges = np.stack([first, lengths], axis=1)
     if not _ask_at_once(ranges):
         for address, length in ranges.tolist():
             advise(address, length, Advice.WILLNEED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,9 @@ class RaggedFiles(Protocol):
 
     def field(self, name: str) -> Field:
         """Return what a row holds."""
+
+    def version(self, name: str) -> Hashable:
+        """Return what tells a column from others that had its name in the same store."""
 
     def item_chunking(self, name: str) -> Chunking:
         """Return what it takes to read items."""

@@ -83,8 +83,10 @@ class Rowwise:
         kept = self._kept.get(table)
         if kept is None:
             result = self(read())
-            self._kept[table] = kept = _Kept(result, count, self._cache_nbytes - self.cached_nbytes)
-            kept.put(rows, result)
+            kept = _Kept(result, count, self._cache_nbytes - self.cached_nbytes)
+            if kept.nbytes:
+                self._kept[table] = kept
+                kept.put(rows, result)
             return result
         known = kept.has(rows)
         if known.all():

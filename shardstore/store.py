@@ -119,7 +119,7 @@ class Store(Table):
         """
         names = self.columns if columns is None else self._known(column_names(columns))
         for name in names:
-            self._files.populate(name, 0, len(self), lambda: False)
+            self._files.warm(name)
 
     def verify(self, progress: bool | None = None) -> VerifyReport:
         """Check every byte of the store against its checksums, and return what was found.

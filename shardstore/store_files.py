@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shardstore.access import DEFAULT_ACCESS, AccessOptions, Budget
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import CorruptionError, FormatError
+from shardstore.locks import ForkSafeLock
 from shardstore.manifest import Manifest
 from shardstore.mapping import CannotMapError
 from shardstore.opened import ColumnDirectory, OpenedStore
@@ -56,6 +57,7 @@ class StoreFiles:
         # Arrays for which the process has run out of mappings.
         self._shardwise: set[str] = set()
         self._closed = False
+        self._opening = ForkSafeLock()
 
     @property
     def manifest(self) -> Manifest:
@@ -94,6 +96,10 @@ class StoreFiles:
     @cached_property
     def _fields(self) -> dict[str, Field]:
         return {name: entry.field for name, entry in self.manifest.columns.items()}
+
+    def version(self, name: str) -> int:
+        """Return what tells a column from others that had its name: the generation that made its files."""
+        return self._entry(name).since
 
     def chunking(self, name: str) -> Chunking:
         """Return what it takes to read rows of a column."""
@@ -245,12 +251,17 @@ class StoreFiles:
         self._attempt(self._data(name), lambda reader: reader.expect_run(start, stop))
 
     def populate(self, name: str, start: int, stop: int, stopped: Callable[[], bool]) -> None:
-        """Bring consecutive rows into the page cache and, if the budget keeps them, into the page tables."""
+        """Bring consecutive rows into the page cache and the page tables, where the budget keeps them there."""
         entry = self._entry(name)
         if entry.ranges is not None and start < stop:
             self._attempt(entry.ranges, lambda reader: reader.populate(start, stop, stopped))
             start, stop = self._items_of(name, start, stop)
         self.populate_items(name, start, stop, stopped)
+
+    def warm(self, name: str) -> None:
+        """Bring all of a raw column into the page cache, and into the page tables where the budget keeps it there."""
+        for entry in self._entry(name).arrays:
+            self._attempt(entry, lambda reader: reader.warm())
 
     def populate_items(self, name: str, start: int, stop: int, stopped: Callable[[], bool]) -> None:
         """The same for items of a ragged column."""
@@ -287,7 +298,7 @@ class StoreFiles:
         """Let go of all files. Arrays that show a mapping keep it until they go themselves."""
         self._closed = True
         self._readers.clear()
-        self._shared.budget.close()
+        self._shared.close()
 
     def check_open(self) -> None:
         """Raise `ValueError` if the store was closed."""
@@ -314,13 +325,20 @@ class StoreFiles:
             # Give up the one mapping of the array, from now on.
             warn_of_maps(self.path, entry, error)
             self._shardwise.add(path)
-            self._readers.pop(path, None)
+            given_up = self._readers.pop(path, None)
+            if given_up is not None:
+                given_up.close()
+            del given_up
         # Behind the handler, so that nothing holds on to the reader whose mappings must go.
         return read(self._reader(path, entry))
 
     def _reader(self, path: str, entry: ArrayEntry) -> Reader:
         reader = self._readers.get(path)
-        if reader is None:
+        if reader is not None:
+            return reader
+        with self._opening:  # of two threads, the second finds what the first has opened
+            if (reader := self._readers.get(path)) is not None:
+                return reader
             self.check_open()
             directory = ColumnDirectory(self._open(), path.split("/")[0])
             contiguous = path not in self._shardwise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.background import Task, in_background
+from shardstore.background import Ahead, Task
 from shardstore.buffers import Allocate, BufferPool
 from shardstore.feeds import Arrays, Feed, Located
 from shardstore.order import (
@@ -49,6 +49,7 @@ MAX_GATHER_BATCHES = 64
 MAX_GATHER_ROWS = 4096
 # The same for rows that are copied one after the other.
 RUN_NBYTES = 1 << 20
+VIEW_NBYTES = 32 << 20
 MAX_RUN_BATCHES = 64
 # Or this part of what the memory budget has for buffers, where that is less.
 GATHERED_SHARE = 8
@@ -115,6 +116,9 @@ class StreamSource(Protocol):
             copy: whether all are gathered; else some may be views of files.
         """
 
+    def versions(self) -> tuple[Any, ...]:
+        """Return what tells the columns from others of their names in the same store."""
+
     def check_budget(self, batch_size: int) -> None:
         """Raise `ValueError` if a batch, or what the order needs, does not fit a memory budget that was set."""
 
@@ -163,6 +167,12 @@ class Reading:
                     "leave it out (columns=…), or rename it when the store is written"
                 )
 
+    def prefetch_within(self, prefetch: int) -> int:
+        """Return how many blocks a thread may make ahead: fewer where the memory budget has no room for them."""
+        block = max(GATHER_NBYTES, self.source.row_nbytes * self.plan.batch_size)
+        # One is being made and one consumed besides those that wait.
+        return min(prefetch, max(1, self.source.buffer_nbytes() // block - 2))
+
     def steps(self, cursor: Cursor) -> int:
         """Return how many steps the rest of an epoch has."""
         return self.plan.steps(self.replica.world_size, cursor.delivered)
@@ -201,9 +211,9 @@ class Reading:
             while waiting:
                 yield self._gathered(waiting.popleft())
         finally:
+            feed.close()
             if population is not None:
                 population.stop()
-            feed.close()
 
     def _pieces(self, feed: Feed, cursor: Cursor, turns: Turns, skip: int) -> Iterator[_Piece]:
         """Cut the steps of the rest of an epoch into pieces that are gathered at once."""
@@ -233,7 +243,7 @@ class Reading:
         """Cut steps whose rows follow one another into pieces, without a list of all positions."""
         size, count = self.plan.batch_size, self.plan.order.count
         # Copies go through the cache of a core; views cost nothing but the call.
-        per_run = self._batches_at_once(RUN_NBYTES, MAX_RUN_BATCHES) if self.copy else MAX_RUN_BATCHES
+        per_run = self._batches_at_once(RUN_NBYTES if self.copy else VIEW_NBYTES, MAX_RUN_BATCHES)
         number, gathered = skip, 1
         while number < own:
             last = min(number + gathered, own)
@@ -252,10 +262,16 @@ class Reading:
         if self.rowwise is None:
             block = piece.located.gather(start, stop)
         else:
-            table = self.source.fingerprint(), self.source.columns
+            table = self.source.fingerprint(), self.source.columns, self.source.versions()
             read = partial(piece.located.gather, start, stop)
             rows = piece.located.rows(start, stop)
             block = self.rowwise.of_rows(table, self.source.count, rows, read)
+            for name in (
+                *(self.source.names if self.with_rows else ()),
+                *(("mask",) if piece.mask is not None else ()),
+            ):
+                if name in block:
+                    raise ValueError(f"a Rowwise function returned a column {name!r}, which the stream adds itself")
         if self.with_rows:
             block.update(piece.located.names(start, stop))
         if piece.mask is not None:
@@ -338,9 +354,9 @@ class BatchStream:
         self._reading: Reading | None = reading
         self._transform = transform
         self._rowwise = reading.rowwise
-        self._prefetch = check_prefetch(prefetch)
+        self._prefetch = reading.prefetch_within(check_prefetch(prefetch))
         # What the thread of the current pass makes. It is the iterator's: the thread ends with it.
-        self._groups_ahead: weakref.ref[Generator[list[Any], None, None]] | None = None
+        self._groups_ahead: weakref.ref[Ahead[Any]] | None = None
         # Where the stream last began to deliver, and how many steps it has delivered since.
         self._begin = Cursor()
         self._steps = 0
@@ -382,8 +398,13 @@ class BatchStream:
                 self._steps += 1
                 yield item
                 if self._pass is not current or self._reading is None:
-                    self._open()  # it may have been closed since
-                    raise RuntimeError("another pass over this stream has begun; only the latest one goes on")
+                    self._check_pass(current)
+        self._check_pass(current)  # its thread may have been stopped while this waited for it
+
+    def _check_pass(self, current: object) -> None:
+        self._open()
+        if self._pass is not current:
+            raise RuntimeError("another pass over this stream has begun; only the latest one goes on")
 
     def _cursor(self) -> Cursor:
         """Return where the stream stands."""
@@ -398,7 +419,7 @@ class BatchStream:
         if not self._prefetch:
             yield from self._made_here(reading, cursor)
             return
-        groups = in_background(lambda: self._made_ahead(reading, cursor), self._prefetch)
+        groups = Ahead(lambda: self._made_ahead(reading, cursor), self._prefetch)
         self._groups_ahead = weakref.ref(groups)
         for group in groups:
             yield self._received(group)

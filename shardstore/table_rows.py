@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,9 @@ class ColumnFiles(Protocol):
 
     def field(self, name: str) -> Field:
         """Return what a row of a column holds."""
+
+    def version(self, name: str) -> Hashable:
+        """Return what tells a column from others that had its name in the same store."""
 
     def chunking(self, name: str) -> Chunking:
         """Return what it takes to read rows of a column."""
@@ -110,14 +113,22 @@ class TableRows:
             self._files.begin_pass(name)
         return feed_of(self, self._order, empty, copy)
 
+    def versions(self) -> tuple[Any, ...]:
+        """Return what tells the columns from others of their names in the same store."""
+        return tuple(self._files.version(name) for name in self.columns)
+
     def check_budget(self, batch_size: int) -> None:
         """Raise `ValueError` if a batch, or a window of the order, does not fit the memory budget that was set."""
         files = self._files
+        batch_size = min(batch_size, self.count)
         batch = f"a batch of {batch_size:,} rows"
         files.check_budget(batch_size * self.row_nbytes, batch, "choose a smaller batch_size")
         if self.decoded and isinstance(self._order, WindowShuffle):
             nbytes = self._order.max_window_rows * sum(files.chunking(name).row_nbytes for name in self.decoded)
-            files.check_budget(nbytes, "a window of the shuffle", "choose smaller window_bytes (another order)")
+            nbytes += batch_size * self.row_nbytes
+            files.check_budget(
+                nbytes, "a window of the shuffle with a batch", "choose smaller window_bytes (another order)"
+            )
 
     def buffer_nbytes(self) -> int:
         """Return how many bytes the memory budget has for buffers."""

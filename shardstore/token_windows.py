@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +113,10 @@ class WindowFiles:
         if name == self._name:
             return self._field
         return Field(name, np.dtype("<i8"), (self._cut.length,))
+
+    def version(self, name: str) -> Hashable:
+        """Return what tells a column from others that had its name in the same store."""
+        return self._files.version(self._name)
 
     def chunking(self, name: str) -> Chunking:
         """Return what it takes to read windows. A chunk is as many as decode each of the file's chunks about once."""

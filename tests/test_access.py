@@ -263,7 +263,9 @@ def test_a_window_that_does_not_fit_the_budget_is_refused(tmp_path: Path) -> Non
     with shardstore.Writer(tmp_path / "s", codec="zstd") as writer:
         writer.append({"x": np.zeros((20_000, 128), np.float32)})
     with shardstore.open(tmp_path / "s", memory_budget="4MiB") as store:
-        with pytest.raises(ValueError, match=r"a window of the shuffle takes .*choose smaller window_bytes"):
+        with pytest.raises(
+            ValueError, match=r"a window of the shuffle with a batch takes .*choose smaller window_bytes"
+        ):
             store.batches(64, shuffle=True)
         batches = store.batches(64, shuffle=True, window_bytes="1MiB")
         assert sum(len(batch["x"]) for batch in batches) == 20_000

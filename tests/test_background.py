@@ -18,7 +18,7 @@ import pytest
 from conftest import threads_of_ours
 
 import shardstore
-from shardstore.background import Task, in_background
+from shardstore.background import Ahead, Task
 
 
 @pytest.fixture(scope="module", params=["raw", "zstd"])
@@ -57,7 +57,7 @@ def test_items_are_made_no_further_ahead_than_asked() -> None:
             made.append(i)
             yield i
 
-    items = in_background(make, 3)
+    items = Ahead(make, 3)
     assert next(items) == 0
     time.sleep(0.2)
     assert len(made) <= 1 + 3 + 2  # delivered, waiting, and one that is being put

@@ -75,7 +75,13 @@ class Reader(ABC):
         """Ask the system for the pages of consecutive rows that will be read soon, and of some behind them."""
 
     def populate(self, start: int, stop: int, stopped: Callable[[], bool]) -> None:  # noqa: B027
-        """Bring consecutive rows into the page cache and, if they are to stay resident, into the page tables."""
+        """Bring consecutive rows into the page cache and the page tables, if they are to stay there."""
+
+    def warm(self) -> None:  # noqa: B027
+        """Bring all rows into the page cache, and into the page tables if they are to stay there."""
+
+    def close(self) -> None:  # noqa: B027
+        """Count no longer for the memory budget. What was read stays valid."""
 
 
 def cut_runs(start: int, stop: int, unit: int) -> Iterator[tuple[int, int, int]]:

@@ -15,7 +15,7 @@ from shardstore.paging import tells_cached
 from shardstore.ragged import join_runs
 from shardstore.readers.base import Reader, cut_runs
 from shardstore.readers.positional import PositionalReads
-from shardstore.readers.shared import Shared
+from shardstore.readers.shared import Shared, with_room
 from shardstore.selection import Rows
 from shardstore.shardfile import ShardDirectory, open_shard
 
@@ -36,13 +36,17 @@ class ContiguousReader(Reader):
         last = layout.rows_in_shard(len(keys) - 1, rows) * layout.field.row_nbytes
         data_nbytes = [layout.shard_nbytes] * (len(keys) - 1) + [last]
         self._files = MappedFiles(
-            lambda i: open_shard(directory, keys[i], sizes[i], confirm=False), data_nbytes, spacing, directory.confirm
+            lambda i: with_room(lambda: open_shard(directory, keys[i], sizes[i], confirm=False)),
+            data_nbytes,
+            spacing,
+            directory.confirm,
         )
         tells = _tells_cached(directory, keys[0])
         self._pages = PageKeeper(self._files, layout.field.row_nbytes, shared.budget, tells)
         # Scattered rows of an array that does not stay resident: a fault costs more than a call, and makes up to 2 MiB
         # resident that have to be given back.
-        self._reads = None if self._pages.kept else PositionalReads(directory, entry, shared)
+        by_position = not self._pages.kept and len(keys) <= shared.max_open
+        self._reads = PositionalReads(directory, entry, shared) if by_position else None
         self._array = self._files.data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
         self._rows = rows
         self._shard_rows = layout.shard_rows
@@ -61,8 +65,17 @@ class ContiguousReader(Reader):
             return
         if not self._files.complete:
             self._files.ensure(rows >> self._shift)
-        # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
-        self._array.take(self._places(rows), axis=0, out=out, mode="clip")
+        places = self._places(rows)
+        if self._pages.kept:
+            # mode="clip" spares take the buffer that it needs to leave `out` untouched by a bad index.
+            self._array.take(places, axis=0, out=out, mode="clip")
+            return
+        # There are more shards than can be held open.
+        size = self._pages.rows_at_once
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            self._array.take(part, axis=0, out=out[start : start + size], mode="clip")
+            self._pages.after_rows(len(part))
 
     def _places(self, rows: Rows) -> Rows:
         """Return where rows are in the array, phantom rows counted."""
@@ -102,10 +115,12 @@ class ContiguousReader(Reader):
         else:
             self._map_runs(starts, stops)
             join_runs(self._array, starts, stops, out)
+            if not self._pages.kept:
+                self._pages.after_rows(len(starts))
 
     def take_blocks(self, first: int, length: int, blocks: Rows, out: NDArray[Any]) -> None:
         """Copy all blocks in one gather where there are no phantom rows: they are rows of a table."""
-        if self._phantom_rows or self._reads or not self._files.complete or self._pages.must_ask(len(blocks)):
+        if self._phantom_rows or not (self._pages.kept and self._files.complete) or self._pages.must_ask(len(blocks)):
             super().take_blocks(first, length, blocks, out)
             return
         count = (len(self._array) - first) // length
@@ -115,7 +130,7 @@ class ContiguousReader(Reader):
 
     def join_runs(self, starts: Rows, stops: Rows) -> NDArray[Any]:
         """Copy all runs at once where there are no phantom rows."""
-        if self._phantom_rows or self._reads is not None:
+        if self._phantom_rows or not self._pages.kept:
             return super().join_runs(starts, stops)
         self._ask_for_runs(starts, stops)
         self._map_runs(starts, stops)
@@ -172,7 +187,15 @@ class ContiguousReader(Reader):
             self._pages.ask_for_run(first, last)
 
     def populate(self, start: int, stop: int, stopped: Callable[[], bool]) -> None:
-        """Map the shards of consecutive rows, then bring them in, one after the other."""
+        """Map the shards of consecutive rows, then bring them in, one after the other, if they are to stay."""
+        if self._pages.kept:
+            self._bring(start, stop, stopped)
+
+    def warm(self) -> None:
+        """Map all shards, then bring them in, one after the other."""
+        self._bring(0, self._rows, lambda: False)
+
+    def _bring(self, start: int, stop: int, stopped: Callable[[], bool]) -> None:
         shards = self._shards(start, stop) if start < stop else np.empty(0, np.int64)
         # First all mappings: a thread that maps waits for those that populate.
         for first in range(0, len(shards), _MAPPED_AT_ONCE):
@@ -182,6 +205,10 @@ class ContiguousReader(Reader):
         for shard in shards.tolist():
             if stopped() or not self._pages.populate(shard, stopped):
                 return
+
+    def close(self) -> None:
+        """Count no longer for the memory budget."""
+        self._pages.close()
 
 
 def _tells_cached(directory: ShardDirectory, key: str) -> bool:

@@ -56,7 +56,7 @@ def warn_of_maps(path: Path, entry: ArrayEntry, error: CannotMapError) -> None:
     if CAN_READ_BY_POSITION:
         _log.warning(
             "%s: the %s shard files of column %r cannot be mapped at once (%s). Their rows are read with a system call "
-            "each, which is slower: raise vm.max_map_count, or write the store with larger shard_bytes",
+            "each, which is slower; where mappings ran out, raise vm.max_map_count, or write larger shard_bytes",
             path, f"{len(entry.nbytes):,}", entry.layout.field.name, error,
         )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ class ShardFiles:
     def __init__(self, directory: ShardDirectory, entry: ArrayEntry, shared: Shared) -> None:
         self._directory = directory
         self._entry = entry
-        self._files = shared.shards
+        self._shared = shared
 
     def get(self, shard: int) -> OpenShard:
         """Return a shard file, open for reading as long as the caller holds what this returns.
@@ -35,25 +34,10 @@ class ShardFiles:
             CorruptionError: if it is missing or has another size than the manifest says.
             OSError: if the process may not open one more file.
         """
-        return self._files.get((self._entry.layout.field.name, shard), lambda key: self._open(shard))
-
-    def _open(self, shard: int) -> OpenShard:
-        try:
-            return self._new(shard)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-        self._files.clear()  # those that no thread reads from are closed
-        try:
-            return self._new(shard)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            message = "this process has too many open files to read one more: raise the limit (ulimit -n)"
-            raise OSError(errno.EMFILE, message, str(self.path(shard))) from None
-
-    def _new(self, shard: int) -> OpenShard:
-        return OpenShard(self._directory, self._entry.layout.shard_key(shard), int(self._entry.nbytes[shard]))
+        layout, nbytes = self._entry.layout, int(self._entry.nbytes[shard])
+        return self._shared.shard(
+            layout.field.name, shard, lambda: OpenShard(self._directory, layout.shard_key(shard), nbytes)
+        )
 
     def path(self, shard: int) -> Any:
         """Return where a shard file is."""
