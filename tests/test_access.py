@@ -311,3 +311,60 @@ def test_one_call_asks_for_many_ranges_as_many_calls_do(path: Path, monkeypatch:
                 if paging.cached_share((first + rows * ROW_NBYTES).tolist()) == 1:
                     break
             assert paging.cached_share((first + rows * ROW_NBYTES).tolist()) == 1
+
+
+@linux
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_views_of_batches_stay_within_the_budget(own: Path, prefetch: int) -> None:
+    with shardstore.open(own, memory_budget="8MiB") as store:
+        found = 0
+        for batch in store.batches(64, columns="x", copy=False, prefetch=prefetch):
+            assert not batch["x"].flags.writeable
+            found += int(batch["x"][:, 0].size)
+            assert np.array_equal(batch["x"][:, 1], model()[found - len(batch["x"]) : found, 1])
+            assert resident_nbytes(own) <= 8 * MIB
+        assert found == ROWS
+
+
+def test_long_stretches_are_asked_for_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(paging, "_ask_at_once", lambda ranges: asked.extend(map(tuple, ranges.tolist())) is None)
+    paging.ask_for(np.array([5 * PAGE + 7, 1 << 30, 3 << 30]), np.array([1, 1 << 20, (128 << 10) + 1]))
+    covered = [page for start, length in asked for page in range(start // PAGE, (start + length) // PAGE)]
+    expected = [5, *range((1 << 30) // PAGE, ((1 << 30) + (1 << 20)) // PAGE)]
+    expected += range((3 << 30) // PAGE, ((3 << 30) + (128 << 10)) // PAGE + 1)
+    assert covered == expected
+    assert max(length for _, length in asked) <= 128 << 10
+
+
+@linux
+def test_warming_brings_in_all_of_every_shard(own: Path) -> None:
+    for kind in ("auto", "streaming"):
+        with shardstore.open(own, access=kind) as store:  # type: ignore[arg-type]
+            store.warm("x")
+            for _ in range(200_000):
+                if share_in_cache(store) == 1:
+                    break
+            assert share_in_cache(store) == 1
+            assert (resident_nbytes(own) > 0) == (kind == "auto")
+
+
+def test_a_budget_counts_no_more_than_there_is(path: Path) -> None:
+    with shardstore.open(path, memory_budget="64MiB") as store:
+        assert len(next(iter(store.batches(10**6)))["y"]) == ROWS  # no batch is larger than the store
+    with shardstore.open(path, memory_budget="8MiB") as store:
+        stream = store.batches(400, prefetch=50)  # fewer blocks ahead than would not fit
+        assert sum(len(batch["y"]) for batch in stream) == ROWS
+
+
+def test_shards_beyond_those_that_can_be_open_are_read_through_the_map(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardstore.readers.shared.Shared.max_open", 3)
+    rows = np.random.default_rng(0).permutation(ROWS)
+    with shardstore.open(path, memory_budget="8MiB") as store:
+        assert np.array_equal(store["x"].take(rows), model()[rows])
+        starts = rows[:50].clip(0, ROWS - 20)
+        out = np.empty((50 * 20, WIDTH), np.float32)
+        store.files.read_runs("x", starts, starts + 20, out)
+        assert np.array_equal(out, np.concatenate([model()[i : i + 20] for i in starts]))

@@ -177,3 +177,55 @@ def test_a_child_that_is_forked_in_a_pass_reads_on(path: Path) -> None:
         rest = [batch["y"] for batch in batches]
         assert os.waitpid(child, 0)[1] == 0
         assert np.array_equal(np.sort(np.concatenate([*first, *rest])), np.arange(20_000))
+
+
+@pytest.mark.parametrize("shuffle", ["full", "window"])
+def test_an_iterator_that_the_collector_finds_in_a_thread_is_let_go(
+    path: Path, shuffle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector may run in any thread, also in one that the iterator's own thread waits for."""
+    monkeypatch.setattr("shardstore.stream.LOCATED_ROWS", 200)
+    monkeypatch.setattr("shardstore.stream.GATHER_NBYTES", 2000)
+    permuted = shardstore.order.orders.permute
+
+    def collecting(*arguments: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            gc.collect()
+        return permuted(*arguments)
+
+    monkeypatch.setattr("shardstore.order.orders.permute", collecting)
+    with shardstore.open(path) as store:
+        for _ in range(3):
+            batches = iter(store.batches(20, shuffle=shuffle, prefetch=1, window_bytes=4096))
+            for _ in range(5):
+                next(batches)
+            cycle: list[Any] = [batches]
+            cycle.append(cycle)
+            del batches, cycle
+        gc.collect()
+
+
+def test_short_stretches_give_the_same_batches(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shardstore.open(path) as store:
+        expected = {
+            kind: list(store.batches(30, shuffle=kind, window_bytes=4096)) for kind in (False, "full", "window")
+        }
+        monkeypatch.setattr("shardstore.stream.LOCATED_ROWS", 100)
+        monkeypatch.setattr("shardstore.stream.GATHER_NBYTES", 1000)
+        monkeypatch.setattr("shardstore.buffers._MIN_NBYTES", 64)
+        for kind, batches in expected.items():
+            for prefetch in (0, 2):
+                found = list(store.batches(30, shuffle=kind, window_bytes=4096, prefetch=prefetch))
+                assert len(found) == len(batches)
+                for one, other in zip(found, batches, strict=True):
+                    assert all(np.array_equal(one[name], other[name]) for name in other)
+
+
+def test_a_stream_may_be_closed_by_another_thread(path: Path) -> None:
+    with shardstore.open(path) as store:
+        stream = store.batches(10, prefetch=1, transform=lambda batch: time.sleep(0.01) or batch)
+        closing = threading.Timer(0.1, stream.close)
+        closing.start()
+        with pytest.raises(ValueError, match="this stream is closed"):
+            list(stream)
+        closing.join()

@@ -184,3 +184,22 @@ def test_what_cannot_be_kept(path: Path) -> None:
     for cache in (-1, "much"):
         with pytest.raises(shardstore.SchemaError, match="not a size"):
             Rowwise(_same, cache=cache)
+
+
+def test_results_of_a_column_that_was_replaced_are_not_those_of_the_new_one(tmp_path: Path) -> None:
+    with shardstore.Writer(tmp_path / "s") as writer:
+        writer.append({"x": np.arange(10), "z": np.ones(10)})
+    store = shardstore.open(tmp_path / "s")
+    transform = Rowwise(lambda rows: {"w": rows["z"] + rows["x"]}, cache="1MiB")
+    assert np.array_equal(next(iter(store.batches(10, transform=transform)))["w"], np.arange(10) + 1)
+    store.add_column("z", np.full(10, 100.0), replace=True)
+    assert np.array_equal(next(iter(store.batches(10, transform=transform)))["w"], np.arange(10) + 100)
+
+
+@pytest.mark.parametrize("name", ["rows", "mask"])
+def test_a_result_cannot_be_named_as_what_a_stream_adds(path: Path, name: str) -> None:
+    with shardstore.open(path) as store:
+        transform = Rowwise(lambda rows: {name: rows["y"]})
+        stream = store.batches(64, columns="y", transform=transform, with_rows=True, remainder="pad")
+        with pytest.raises(ValueError, match=f"returned a column '{name}', which the stream adds itself"):
+            list(stream)
