@@ -28,9 +28,10 @@ from shardstore.order import (
     source_seed,
 )
 from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
+from shardstore.reading import StreamSource
 from shardstore.schema import Field, parse_bytes
 from shardstore.store import open_store
-from shardstore.stream import Streamable, StreamSource, known_columns
+from shardstore.stream import Streamable, known_columns
 from shardstore.table import Table
 from shardstore.table_rows import Stopped
 

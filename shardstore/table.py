@@ -16,12 +16,13 @@ from shardstore.column import SCAN_NBYTES, Column, as_rows
 from shardstore.joining import JoinedFiles, Side
 from shardstore.order import Order, Plan, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle, choose_order
+from shardstore.reading import StreamSource
 from shardstore.sampling.draws import check_seed, draw
 from shardstore.sampling.parts import part_sizes, split_by_group, split_by_value, split_evenly
 from shardstore.schema import EXTENDED_DTYPES, Field
 from shardstore.selection import Selection, normalize
 from shardstore.statistics.summary import DEFAULT_BINS, ColumnStatistics
-from shardstore.stream import Streamable, StreamSource, column_names, known_columns
+from shardstore.stream import Streamable, column_names, known_columns
 from shardstore.table_rows import ColumnFiles, TableRows
 from shardstore.token_windows import Cut, WindowFiles
 

@@ -184,8 +184,8 @@ def test_an_iterator_that_the_collector_finds_in_a_thread_is_let_go(
     path: Path, shuffle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The collector may run in any thread, also in one that the iterator's own thread waits for."""
-    monkeypatch.setattr("shardstore.stream.LOCATED_ROWS", 200)
-    monkeypatch.setattr("shardstore.stream.GATHER_NBYTES", 2000)
+    monkeypatch.setattr("shardstore.reading.LOCATED_ROWS", 200)
+    monkeypatch.setattr("shardstore.reading.GATHER_NBYTES", 2000)
     permuted = shardstore.order.orders.permute
 
     def collecting(*arguments: Any) -> Any:
@@ -210,8 +210,8 @@ def test_short_stretches_give_the_same_batches(path: Path, monkeypatch: pytest.M
         expected = {
             kind: list(store.batches(30, shuffle=kind, window_bytes=4096)) for kind in (False, "full", "window")
         }
-        monkeypatch.setattr("shardstore.stream.LOCATED_ROWS", 100)
-        monkeypatch.setattr("shardstore.stream.GATHER_NBYTES", 1000)
+        monkeypatch.setattr("shardstore.reading.LOCATED_ROWS", 100)
+        monkeypatch.setattr("shardstore.reading.GATHER_NBYTES", 1000)
         monkeypatch.setattr("shardstore.buffers._MIN_NBYTES", 64)
         for kind, batches in expected.items():
             for prefetch in (0, 2):

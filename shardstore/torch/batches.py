@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from shardstore.ragged import Blobs, Ragged, Strings, Values
-from shardstore.stream import Batch
+from shardstore.reading import Batch
 from shardstore.torch.ragged import RaggedRow, RaggedTensor
 from shardstore.torch.tensors import to_tensor
 

@@ -15,17 +15,9 @@ from shardstore.errors import StateError
 from shardstore.order import Cursor, Plan, Remainder, State, Turns, check_epoch, restore_state, save_state
 from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.ragged import Ragged, Values
+from shardstore.reading import Batch, Reading, StreamSource
 from shardstore.store import open_rows, open_store
-from shardstore.stream import (
-    Batch,
-    Reading,
-    Streamable,
-    StreamSource,
-    Transform,
-    check_epochs,
-    column_names,
-    split_transform,
-)
+from shardstore.stream import Streamable, Transform, check_epochs, column_names, split_transform
 from shardstore.table import Table
 from shardstore.torch.batches import batch_tensors, row_tensors, transformed_tensors
 from shardstore.torch.passes import Pass, PassCounter

@@ -14,8 +14,9 @@ from shardstore.buffers import Allocate, BufferPool
 from shardstore.errors import StateError
 from shardstore.order import Cursor, Remainder
 from shardstore.planning import WINDOW_BYTES, Shuffle
+from shardstore.reading import Batch, Reading, cut_block, new_pool
 from shardstore.store import open_rows
-from shardstore.stream import Batch, BatchStream, Reading, Transform, column_names, cut_block, new_pool, split_transform
+from shardstore.stream import BatchStream, Transform, column_names, split_transform
 from shardstore.torch.batches import batch_tensors, map_leaves, transformed_tensors
 from shardstore.torch.device import DeviceCopies, hand_over, pinned_bytes
 from shardstore.torch.ragged import RaggedTensor
