@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,8 +61,8 @@ class BenchOptions:
 
     def check(self) -> None:
         """Raise `ValueError` if it makes no sense."""
-        if not self.seconds > 0:
-            raise ValueError(f"seconds is {self.seconds:g}; expected more than 0")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds is {self.seconds:g}; expected more than 0, and an end")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"batch sizes are {list(self.batch_sizes)}; expected one or more, each at least 1")
 
