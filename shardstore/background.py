@@ -19,8 +19,11 @@ from shardstore.decoding import DECODING_THREADS
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _here = threading.local()
-# A thread that works on something of the user's may never end; nobody waits for that any longer at the end.
+# Threads end soon once they are told. But one may work on something of the user's that never ends; and the collector
+# may stop one anywhere, also in a thread that holds a lock which the other needs: nobody waits for ever.
+_CLOSE_SECONDS = 10.0
 _EXIT_SECONDS = 5.0
+_COLLECT_SECONDS = 1.0
 
 
 class _Work(ABC):
@@ -48,8 +51,8 @@ class _Work(ABC):
         """Whether the thread is in another process, this one's parent."""
         return self._process != os.getpid()
 
-    def stop(self, seconds: float | None = None) -> None:
-        """Say that nobody waits for the thread any more, and wait for it to end."""
+    def stop(self, seconds: float = _CLOSE_SECONDS) -> None:
+        """Say that nobody waits for the thread any more, and wait for it to end, so many seconds at most."""
         self._stopped = True
         if not self.lost and not self._waits_for_this_thread():
             self._thread.join(seconds)
@@ -132,7 +135,9 @@ class Ahead(Iterator[_Item]):
             self._handover.stop()
 
     def __del__(self) -> None:
-        self.close()
+        self._closed = True
+        if self._handover is not None:
+            self._handover.stop(_COLLECT_SECONDS)
 
 
 class _Handover(_Work, Generic[_Item]):
@@ -177,7 +182,7 @@ class _Handover(_Work, Generic[_Item]):
             raise self._error
         raise StopIteration
 
-    def stop(self, seconds: float | None = None) -> None:
+    def stop(self, seconds: float = _CLOSE_SECONDS) -> None:
         """Let go of all that is waiting, too."""
         if not self.lost:
             with self._changed:
