@@ -17,12 +17,19 @@ from shardstore.shardfile import footer_nbytes
 
 # Kinds of columns that are a logical type of the kind that carries them.
 LOGICAL_KINDS = ("utf8", "binary", "categorical")
+# All other keys are kept as they are: a later release put them there.
+_ARRAY_KEYS = frozenset(("chunk_rows", "shard_nbytes", "footer_crc32c"))
+_COLUMN_KEYS = _ARRAY_KEYS | {
+    *("name", "kind", "dtype", "logical", "row_shape", "codec", "categories"),
+    *("items", "shard_items", "ranges", "extra"),
+}
 
 
 def column_body(entry: ColumnEntry) -> dict[str, Any]:
     """Return what the manifest says of a column, as plain JSON values without floats."""
     layout, spec = entry.data.layout, entry.field
     body = {
+        **entry.unknown,
         "name": spec.name,
         "kind": "ragged" if spec.is_ragged else "fixed",
         "dtype": spec.stored_dtype.name,
@@ -35,7 +42,7 @@ def column_body(entry: ColumnEntry) -> dict[str, Any]:
         body["categories"] = list(spec.categories)
     if entry.ranges is not None:
         body["items"], body["shard_items"] = entry.data.rows, layout.shard_rows
-        body["ranges"] = _array_body(entry.ranges)
+        body["ranges"] = {**entry.unknown.get("ranges", {}), **_array_body(entry.ranges)}
     if entry.extra:
         body["extra"] = dict(entry.extra)
     return body
@@ -71,13 +78,16 @@ def read_column(body: Mapping[str, Any], rows: int, shard_rows: int) -> ColumnEn
     spec = _read_field(body)
     codec = Codec.parse(body["codec"])
     extra = MappingProxyType(dict(body.get("extra", {})))
+    unknown = {key: value for key, value in body.items() if key not in _COLUMN_KEYS}
     if not spec.is_ragged:
-        return ColumnEntry(spec, _read_array(body, spec.plain, codec, shard_rows, rows), None, extra)
+        data = _read_array(body, spec.plain, codec, shard_rows, rows)
+        return ColumnEntry(spec, data, None, extra, MappingProxyType(unknown))
     data = _read_array(body, spec.values, codec, power_of_two(body, "shard_items"), integer(body, "items", 0))
     ranges = _read_array(body["ranges"], spec.ranges, Codec.parse("raw"), shard_rows, rows)
     if data.rows and not rows:
         raise ValueError(f"{data.rows:,} items of no rows")
-    return ColumnEntry(spec, data, ranges, extra)
+    unknown["ranges"] = {key: value for key, value in body["ranges"].items() if key not in _ARRAY_KEYS}
+    return ColumnEntry(spec, data, ranges, extra, MappingProxyType(unknown))
 
 
 def _read_field(body: Mapping[str, Any]) -> Field:

@@ -53,12 +53,15 @@ class ColumnEntry:
         ranges: of a ragged column, int64 `(rows, 2)`: the first item of each row and one past its last; else None.
         extra: what else the manifest keeps of the column, as plain JSON values without floats. Readers of rows must
             not need it.
+        unknown: keys of the column's manifest entry that this release does not know, and `"ranges"` with those of its
+            ranges. They are kept.
     """
 
     field: Field
     data: ArrayEntry
     ranges: ArrayEntry | None = None
     extra: Mapping[str, Any] = dataclass_field(default_factory=dict)
+    unknown: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
     @property
     def since(self) -> int:

@@ -25,6 +25,7 @@ from shardstore.zarr_documents import column_documents
 FORMAT_VERSION = 1
 METADATA_FILE = "zarr.json"
 _ATTRIBUTE = "shardstore"
+_KEYS = frozenset(("format_version", "store_id", "generation", "rows", "shard_rows", "columns", "provenance"))
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Manifest:
         shard_rows: rows of every shard but the last.
         columns: by name, in order.
         provenance: where the rows came from, as plain JSON values.
+        unknown: keys that this release does not know. They are kept, as are those of columns and of `provenance`.
     """
 
     store_id: str
@@ -46,6 +48,7 @@ class Manifest:
     shard_rows: int
     columns: Mapping[str, ColumnEntry]
     provenance: Mapping[str, Any] = dataclass_field(default_factory=dict)
+    unknown: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
     def group_document(self) -> dict[str, Any]:
         """Return the group's `zarr.json`."""
@@ -85,6 +88,7 @@ class Manifest:
 
     def _body(self) -> dict[str, Any]:
         return {
+            **self.unknown,
             "format_version": FORMAT_VERSION,
             "store_id": self.store_id,
             "generation": self.generation,
@@ -143,6 +147,7 @@ class Manifest:
             shard_rows=shard_rows,
             columns=MappingProxyType(columns),
             provenance=dict(body["provenance"]),
+            unknown=MappingProxyType({key: value for key, value in body.items() if key not in _KEYS}),
         )
 
     def _check_group(self, document: Mapping[str, Any], where: str) -> None:

@@ -54,7 +54,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
         layout = ArrayLayout(Field.of(name, dtype, row_shape), Codec.parse(draw(codecs)), shard_rows, chunk_rows)
         columns[name] = entry_of(layout, rows, draw(st.integers(1, 99)), draw(st.integers(0, 2**32 - 1)))
     provenance = {"tool": draw(st.text()), "created": "2026-01-01T00:00:00+00:00", "sources": draw(json_values)}
-    return Manifest(str(uuid.UUID(int=draw(st.integers(0, 2**128 - 1)))), 1, rows, shard_rows, columns, provenance)
+    store_id = str(uuid.UUID(int=draw(st.integers(0, 2**128 - 1))))
+    unknown = draw(st.dictionaries(st.text(min_size=1).map("later {}".format), json_values, max_size=2))
+    return Manifest(store_id, 1, rows, shard_rows, columns, provenance, unknown)
 
 
 def entry_of(layout: ArrayLayout, rows: int, chunk_nbytes: int = 10, checksum: int = 1) -> ColumnEntry:
@@ -243,6 +245,12 @@ def test_what_a_later_release_may_bring_is_refused(store: Path, key: str, value:
         shardstore.open(store)
 
 
+def test_a_later_format_version_is_refused_whatever_else_is_new(store: Path) -> None:
+    edit_manifest(store, lambda body: body.update(format_version=2, later={"any": [1]}))
+    with pytest.raises(FormatError, match=r"format version 2; this release reads 1: install a newer shardstore"):
+        shardstore.open(store)
+
+
 def test_keys_of_a_later_release_are_ignored(store: Path) -> None:
     def change(body: Any) -> None:
         body["new"] = body["provenance"]["new"] = body["columns"][0]["new"] = {"any": [1, None]}
@@ -252,6 +260,59 @@ def test_keys_of_a_later_release_are_ignored(store: Path) -> None:
     with shardstore.open(store) as opened:
         assert opened["x"][:].tolist() == np.arange(20).reshape(10, 2).tolist()
         assert opened.verify(progress=False).ok
+
+
+def unknown_keys(body: Any) -> dict[tuple[str, str], Any]:
+    """Return what a manifest holds under the key "later", by column and part of it."""
+    parts = {("", ""): body, ("", "provenance"): body["provenance"]}
+    for column in body["columns"]:
+        parts |= {(column["name"], part): column.get(part, {}) for part in ("ranges", "extra")}
+        parts[column["name"], ""] = column
+    return {where: part["later"] for where, part in parts.items() if "later" in part}
+
+
+def test_keys_of_a_later_release_are_kept_through_every_change(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with shardstore.Writer(path, types={"texts": "utf8"}) as writer:
+        writer.append({"x": np.arange(3), "texts": ["a", "", "bc"], "gone": np.arange(3)})
+
+    def change(body: Any) -> None:
+        body["later"] = {"any": [1, None, {"é": True}]}
+        body["provenance"]["later"] = "who"
+        for number, column in enumerate(body["columns"]):
+            column["later"] = [column["name"], number]
+            column.setdefault("extra", {})["later"] = number
+        body["columns"][1]["ranges"]["later"] = {"": -(2**60)}
+
+    def body() -> Any:
+        return json.loads((path / "zarr.json").read_bytes())["attributes"]["shardstore"]
+
+    edit_manifest(path, change)
+    expected = unknown_keys(body())
+    assert len(expected) == 9
+    with shardstore.open(path) as store:
+        store.add_column("sum", lambda batch: batch["x"] + 1, columns="x", fingerprint="1")
+        assert unknown_keys(body()) == expected
+        store.compute_stats()
+        assert unknown_keys(body()) == expected
+        for old, new in (("x", "y"), ("texts", "words")):
+            store.rename_column(old, new)
+            expected = {(new if name == old else name, part): later for (name, part), later in expected.items()}
+            assert unknown_keys(body()) == expected
+        store.drop_column("gone")
+        assert unknown_keys(body()) == {where: later for where, later in expected.items() if where[0] != "gone"}
+    with shardstore.open(path) as store:
+        assert store.generation == 6
+        assert store["words"][:].to_list() == ["a", "", "bc"]
+        assert store.verify(progress=False).ok
+
+
+def test_keys_of_a_later_release_do_not_make_a_computed_column_stale(store: Path) -> None:
+    with shardstore.open(store) as opened:
+        opened.add_column("twice", lambda batch: batch["x"] * 2, columns="x", fingerprint="1")
+    edit_manifest(store, lambda body: body["columns"][0].update(later=1))
+    with shardstore.open(store) as opened:
+        assert opened.stale_columns() == ()
 
 
 # A manifest whose checksum fits, but whose parts do not

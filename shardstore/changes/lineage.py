@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from shardstore.column_bodies import column_body
@@ -72,9 +72,8 @@ def sources_digest(manifest: Manifest, columns: Iterable[str]) -> str:
     """Return 32 hex digits that identify the data of some columns: types, shapes, and checksums of all footers."""
     bodies: list[Any] = [manifest.rows, manifest.shard_rows]
     for name in columns:
-        body = column_body(manifest.columns[name])
-        body.pop("extra", None)
-        bodies.append(body)
+        entry = replace(manifest.columns[name], extra={}, unknown={})
+        bodies.append(column_body(entry))
     return hashlib.blake2b(json.dumps(bodies, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
