@@ -100,15 +100,19 @@ def building(destination: Path, mode: Mode) -> Iterator[Build]:
     """
     check_destination(destination, mode)
     missing = [parent for parent in destination.parents if not parent.exists()]
+    process = os.getpid()
     try:
         with explained_errors(destination):
             directory = files.partial_directory(destination)
         try:
             yield Build(directory, destination, mode)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            if os.getpid() == process:  # a child of a fork may leave here, too
+                shutil.rmtree(directory, ignore_errors=True)
     finally:
-        for parent in missing:  # made for a store that did not come: an empty one goes again
+        for parent in (
+            missing if os.getpid() == process else ()
+        ):  # made for a store that did not come: an empty one goes again
             with suppress(OSError):
                 parent.rmdir()
 

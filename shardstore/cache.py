@@ -13,7 +13,7 @@ _Value = TypeVar("_Value")
 
 
 class BoundedCache(Generic[_Key, _Value]):
-    """Keeps the values used last, up to a total size. Safe to use from several threads, and after a fork."""
+    """Keeps the values used last, up to a total size. Safe to use from threads, finalizers and forks."""
 
     def __init__(self, max_size: int, size_of: Callable[[_Value], int]) -> None:
         self._max_size = max_size
@@ -32,10 +32,10 @@ class BoundedCache(Generic[_Key, _Value]):
         with self._lock:
             if key not in self._values:
                 self._values[key] = value
-                self._size += self._size_of(value)
+                self._add(self._size_of(value))
             while self._size > self._max_size and len(self._values) > 1:
                 _, dropped = self._values.popitem(last=False)
-                self._size -= self._size_of(dropped)
+                self._add(-self._size_of(dropped))
         return value
 
     @property
@@ -46,8 +46,13 @@ class BoundedCache(Generic[_Key, _Value]):
     def discard(self, condition: Callable[[_Key], bool]) -> None:
         """Forget the values of all keys for which a condition holds."""
         with self._lock:
-            for key in [key for key in self._values if condition(key)]:
-                self._size -= self._size_of(self._values.pop(key))
+            for key in [key for key in list(self._values) if condition(key)]:
+                if key in self._values:
+                    self._add(-self._size_of(self._values.pop(key)))
+
+    def _add(self, size: int) -> None:
+        # `size` is known before: a finalizer that runs while it is computed may drop values, too.
+        self._size += size
 
     def clear(self) -> None:
         """Forget all values."""

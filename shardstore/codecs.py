@@ -7,7 +7,6 @@ chunk is ever stored without a checksum of its own: zstd carries one in its fram
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from shardstore.checksum import CHECKSUM_NBYTES, crc32c
 from shardstore.errors import SchemaError
+from shardstore.locks import cached_property, without_forks
 
 BLOSC_CNAMES = ("lz4", "lz4hc", "blosclz", "zstd", "zlib")
 _FORMS = '"raw", "zstd", "zstd:1" to "zstd:22", or "blosc:CNAME" with CNAME one of ' + ", ".join(BLOSC_CNAMES)
@@ -58,7 +58,8 @@ class Codec:
 
     @cached_property
     def _compressor(self) -> Any:
-        import numcodecs  # 50 ms that raw stores need not pay
+        with without_forks:
+            import numcodecs  # 50 ms that raw stores need not pay
 
         if self.kind == "zstd":
             return numcodecs.Zstd(level=self.level, checksum=True)

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import cached_property
 from numbers import Rational, Real
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import numpy as np
 from shardstore.buffers import Allocate
 from shardstore.errors import SchemaError
 from shardstore.feeds import Feed, MixtureFeed
+from shardstore.locks import cached_property
 from shardstore.order import (
     BLOCK_ROWS,
     Ends,

@@ -6,7 +6,6 @@ A document is a row of a ragged column. The items of a table's documents, one do
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.errors import CorruptionError
+from shardstore.locks import cached_property
 from shardstore.ragged import offsets_of
 from shardstore.ragged_rows import end_to_end, rows_of_runs
 from shardstore.selection import Rows, Selection

@@ -15,6 +15,7 @@ import numpy as np
 
 from shardstore.codecs import Codec
 from shardstore.errors import SchemaError
+from shardstore.locks import without_forks
 
 STORED_DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -360,7 +361,8 @@ def dtype_named(name: str) -> np.dtype[Any]:
         TypeError: if there is none.
     """
     if name in EXTENDED_DTYPES:
-        import ml_dtypes  # noqa: F401, gives NumPy these dtypes; only columns of them pay for it
+        with without_forks:
+            import ml_dtypes  # noqa: F401, gives NumPy these dtypes; only columns of them pay for it
     return np.dtype(name)
 
 

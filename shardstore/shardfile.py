@@ -115,6 +115,7 @@ class ShardWriter:
         self._bounds = [0]
         self._checksums: list[int] = []
         self._crc = 0
+        self._process = os.getpid()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._partial.open("xb", buffering=0)
         # What is written and does not fill a unit yet.
@@ -206,7 +207,8 @@ class ShardWriter:
     ) -> None:
         if not self._file.closed:
             self._file.close()
-            self._partial.unlink(missing_ok=True)
+            if os.getpid() == self._process:  # a child of a fork may leave here, too
+                self._partial.unlink(missing_ok=True)
 
 
 class ShardDirectory(Protocol):

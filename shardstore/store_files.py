@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from shardstore.access import DEFAULT_ACCESS, AccessOptions, Budget
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import CorruptionError, FormatError
-from shardstore.locks import ForkSafeLock
+from shardstore.locks import ForkSafeLock, cached_property
 from shardstore.manifest import Manifest
 from shardstore.mapping import CannotMapError
 from shardstore.opened import ColumnDirectory, OpenedStore
@@ -66,7 +65,9 @@ class StoreFiles:
 
     def _open(self) -> OpenedStore:
         if self._opened is None:
-            self._opened = OpenedStore(self.path, *self._meant)
+            with self._opening:  # threads must not see two states of the store
+                if self._opened is None:
+                    self._opened = OpenedStore(self.path, *self._meant)
         return self._opened
 
     @cached_property

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstore.locks import cached_property
 from shardstore.order import check_int
 from shardstore.packing import Documents, PackedNeighbours, Packing, packing_of
 from shardstore.ragged import Ragged, Values, join_runs, offsets_of

@@ -68,6 +68,7 @@ class Writer:
         self._entered = False
         # While rows are on their way the columns differ in length; a write that fails leaves them so.
         self._torn = False
+        self._process: int | None = None
 
     @property
     def num_rows(self) -> int:
@@ -86,6 +87,7 @@ class Writer:
         """
         if self._build is None:
             raise ValueError("this Writer is not open: use it in a with statement")
+        self._refuse_in_child()
         if self._fields and rows.keys() != self._fields.keys():
             raise SchemaError(f"expected the columns {', '.join(self._fields)}, found {', '.join(rows) or 'none'}")
         for name in self._types:
@@ -115,6 +117,13 @@ class Writer:
         if self._torn:
             raise DestinationError(f"an append to {self._destination} failed half-way: start again with a new Writer")
 
+    def _refuse_in_child(self) -> None:
+        if os.getpid() != self._process:
+            raise DestinationError(
+                f"{self._destination} is being written by process {self._process}, which forked this one: write it "
+                "there, and end this process, or leave the with statement by an exception"
+            )
+
     def _start(self, fields: list[Field]) -> None:
         assert self._build is not None
         layouts = plan_layouts(fields, *self._options)
@@ -136,6 +145,7 @@ class Writer:
 
     def _commit(self) -> None:
         assert self._build is not None
+        self._refuse_in_child()
         self._refuse_if_torn()
         if not self._fields:
             raise SchemaError("nothing was appended, so the store's columns are unknown")
@@ -149,6 +159,7 @@ class Writer:
         if self._entered:
             raise ValueError("a Writer is for one with statement: make a new one")
         self._entered = True
+        self._process = os.getpid()
         self._build = self._resources.enter_context(building(self._destination, self._mode))
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -109,6 +110,7 @@ class Addition:
         self._kept = 0
         # Whether what lies in the column's folder is of this or an earlier attempt.
         self._owns_folder = False
+        self._process = os.getpid()
 
     def run(self, values: Any) -> None:
         """Write all rows and commit them; or leave nothing but what a later call goes on with."""
@@ -131,7 +133,7 @@ class Addition:
             is_useless = self._name not in self._change.manifest.columns and (
                 not self._kept or isinstance(error, SchemaError)
             )
-            if self._owns_folder and is_useless:
+            if self._owns_folder and is_useless and os.getpid() == self._process:  # not a child that the rows forked
                 shutil.rmtree(self._change.folder(self._name), ignore_errors=True)
             raise
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shardstore.errors import FormatError, LockedError
+from shardstore.locks import without_forks
 
 if sys.platform == "win32":
     import msvcrt
@@ -34,16 +36,50 @@ def store_lock(store: Path) -> Iterator[None]:
         LockedError: if somebody else holds it, in this process or in another one.
         FormatError: if there is no such directory.
     """
-    descriptor = _lock(store)
-    # Whoever overwrites the store holds the lock while its name goes to another directory.
-    while not _names(store, descriptor):
-        os.close(descriptor)
+    with without_forks:
         descriptor = _lock(store)
+        # Whoever overwrites the store holds the lock while its name goes to another directory.
+        while not _names(store, descriptor):
+            os.close(descriptor)
+            descriptor = _lock(store)
+        held = _Held(descriptor)
     try:
         yield
     finally:
-        _unlock(descriptor)
-        os.close(descriptor)
+        held.release()
+
+
+class _Held:
+    """A locked descriptor. A child of a fork closes it: it may outlive the lock's process, and must not unlock."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        _all_held.add(self)
+
+    def release(self) -> None:
+        """Unlock the store, unless this is a child of the process that holds the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            _unlock(descriptor)
+            os.close(descriptor)
+
+    def abandon(self) -> None:
+        """Leave the lock to the process that was forked."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+_all_held: weakref.WeakSet[_Held] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for held in _all_held:
+        held.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
 
 
 def _lock(store: Path) -> int:
@@ -85,7 +121,7 @@ def _try_lock(store: Path, descriptor: int) -> bool:
 
 
 def _unlock(descriptor: int) -> None:
-    # Not left to closing it: a child of a fork may hold the descriptor, too.
+    # Not left to closing it: a child that Python did not fork may hold the descriptor, too.
     if sys.platform == "win32":
         os.lseek(descriptor, 0, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)

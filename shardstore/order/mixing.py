@@ -15,12 +15,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstore.locks import cached_property
 from shardstore.order.orders import Order, Window, WindowShuffle, groups
 from shardstore.order.permutation import epoch_key, permute
 from shardstore.selection import Rows

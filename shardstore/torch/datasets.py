@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shardstore.errors import StateError
+from shardstore.locks import cached_property
 from shardstore.order import Cursor, Plan, Remainder, State, Turns, check_epoch, restore_state, save_state
 from shardstore.planning import WINDOW_BYTES, Shuffle
 from shardstore.ragged import Ragged, Values
