@@ -24,6 +24,8 @@ from shardstore.selection import Rows
 
 Access = Literal["auto", "resident", "streaming"]
 ACCESSES: tuple[Access, ...] = get_args(Access)
+Verification = Literal["off", "on_read"]
+VERIFICATIONS: tuple[Verification, ...] = get_args(Verification)
 
 # A fault maps cached pages around it, too: at most so many bytes, if they are cached as a huge page.
 _FAULT_NBYTES = 2 << 20
@@ -47,13 +49,15 @@ class AccessOptions:
             `"streaming"` none.
         memory_budget: bytes that the store may have resident from its maps and in buffers and caches; None for half of
             what the machine has available when the store is opened.
+        verify: `"on_read"` checks raw chunks against their checksums when rows of them are first read.
     """
 
     access: Access = "auto"
     memory_budget: int | None = None
+    verify: Verification = "off"
 
     @classmethod
-    def checked(cls, access: Access, memory_budget: int | str | None) -> AccessOptions:
+    def checked(cls, access: Access, memory_budget: int | str | None, verify: Verification = "off") -> AccessOptions:
         """Check what a user asked for.
 
         Raises:
@@ -61,12 +65,15 @@ class AccessOptions:
         """
         if access not in ACCESSES:
             raise ValueError(f"access is {access!r}; expected one of {', '.join(map(repr, ACCESSES))}")
+        if verify not in VERIFICATIONS:
+            raise ValueError(f"verify is {verify!r}; expected one of {', '.join(map(repr, VERIFICATIONS))}")
         if memory_budget is None:
-            return cls(access)
+            return cls(access, None, verify)
         if isinstance(memory_budget, bool) or not isinstance(memory_budget, int | str | np.integer):
             found = type(memory_budget).__name__
             raise TypeError(f'memory_budget is a {found}; expected a number of bytes, a text such as "2GiB", or None')
-        return cls(access, parse_bytes(memory_budget if isinstance(memory_budget, str) else int(memory_budget)))
+        nbytes = parse_bytes(memory_budget if isinstance(memory_budget, str) else int(memory_budget))
+        return cls(access, nbytes, verify)
 
 
 DEFAULT_ACCESS = AccessOptions()

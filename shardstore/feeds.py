@@ -18,9 +18,8 @@ from shardstore.buffers import Allocate
 from shardstore.order import MixtureOrder, Order, RepeatedWindows, Sequential, WindowShuffle
 from shardstore.order.orders import Window
 from shardstore.ragged import Ragged, Values, place_parts
-from shardstore.ragged_rows import rows_of_runs
 from shardstore.schema import Field
-from shardstore.selection import Rows
+from shardstore.selection import Rows, rows_of_runs
 
 Arrays = dict[str, Values]
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from shardstore.errors import SchemaError
 from shardstore.ragged import Ragged, Values
-from shardstore.ragged_rows import RaggedFiles, rows_of_runs
+from shardstore.ragged_rows import RaggedFiles
 from shardstore.schema import Chunking, Field
-from shardstore.selection import Rows, Selection
+from shardstore.selection import Rows, Selection, rows_of_runs
 from shardstore.table_rows import ColumnFiles, Stopped, take_rows
 
 

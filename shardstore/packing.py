@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from shardstore.errors import CorruptionError
 from shardstore.locks import cached_property
 from shardstore.ragged import offsets_of
-from shardstore.ragged_rows import end_to_end, rows_of_runs
-from shardstore.selection import Rows, Selection
+from shardstore.ragged_rows import end_to_end
+from shardstore.selection import Rows, Selection, rows_of_runs
 from shardstore.shardfile import RESTORE
 
 # How many documents are looked at together when all of their lengths are wanted.

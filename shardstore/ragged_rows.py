@@ -107,10 +107,3 @@ def end_to_end(starts: Rows, stops: Rows) -> tuple[Rows, Rows]:
         return starts, stops
     first = np.concatenate([[True], ~joined])
     return starts[first], stops[np.append(first[1:], True)]
-
-
-def rows_of_runs(starts: Rows, stops: Rows) -> Rows:
-    """Return the rows of runs of consecutive rows, one after the other."""
-    lengths = stops - starts
-    rows: Rows = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-    return rows

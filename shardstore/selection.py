@@ -187,3 +187,10 @@ def _all_in_range(rows: NDArray[Any], count: int) -> Rows:
         _in_range(low if low < -count else high, count)
     rows = rows.astype(np.int64, copy=False)
     return np.where(rows < 0, rows + count, rows) if low < 0 else rows
+
+
+def rows_of_runs(starts: Rows, stops: Rows) -> Rows:
+    """Return the rows of runs of consecutive rows, one after the other."""
+    lengths = stops - starts
+    rows: Rows = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    return rows

@@ -363,13 +363,17 @@ def read_chunks(descriptor: int, layout: ArrayLayout, footer: Footer, chunks: ra
     codec, size = layout.codec, layout.chunk_nbytes
     for i, chunk in enumerate(chunks):
         part = stored[bounds[i] - bounds[0] : bounds[i + 1] - bounds[0]]
-        found = codec.checksum(part)
-        if found != checksums[i]:
-            raise ChunkError(chunk, f"CRC32C is {found:08x}, expected {checksums[i]:08x}")
+        check_sum(chunk, codec.checksum(part), checksums[i])
         try:
             codec.decode(part, size, out[i * size : (i + 1) * size])
         except ValueError as error:
             raise ChunkError(chunk, error) from error
+
+
+def check_sum(chunk: int, found: int, expected: int) -> None:
+    """Raise `ChunkError` unless the CRC32C of a chunk's stored bytes is the one in the checksum table."""
+    if found != expected:
+        raise ChunkError(chunk, f"CRC32C is {found:08x}, expected {expected:08x}")
 
 
 def check_chunks(descriptor: int, layout: ArrayLayout, footer: Footer, rows: int) -> Iterator[DamagedChunk | int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from shardstore.access import DEFAULT_ACCESS, Access, AccessOptions
+from shardstore.access import DEFAULT_ACCESS, Access, AccessOptions, Verification
 from shardstore.errors import DestinationError, LockedError
 from shardstore.manifest import Manifest
 from shardstore.schema import DEFAULT_SHARD_BYTES
@@ -32,7 +32,11 @@ _log = logging.getLogger("shardstore")
 
 
 def open_store(
-    path: str | os.PathLike[str], *, access: Access = "auto", memory_budget: int | str | None = None
+    path: str | os.PathLike[str],
+    *,
+    access: Access = "auto",
+    memory_budget: int | str | None = None,
+    verify: Verification = "off",
 ) -> Store:
     """Open the store at a directory for reading.
 
@@ -42,13 +46,16 @@ def open_store(
             streams through larger ones; `"resident"` keeps all, `"streaming"` none.
         memory_budget: bytes, or a text such as `"2GiB"`: what this process may have resident of the store's files, and
             in buffers and caches for reading them. By default half of the memory that is available now.
+        verify: whether raw chunks are checked against their checksums. With `"on_read"` each one is when the first of
+            its rows is read, once in a process; a slice that shows the files reads all of its rows. What is damaged is
+            a `CorruptionError` then. Compressed chunks are checked whenever they are decoded.
 
     Raises:
-        ValueError, TypeError, SchemaError: if `access` or `memory_budget` makes no sense.
+        ValueError, TypeError, SchemaError: if an option makes no sense.
         FormatError: if there is no store, or one of a later format version.
         CorruptionError: if its manifest is damaged.
     """
-    store = Store(path, AccessOptions.checked(access, memory_budget))
+    store = Store(path, AccessOptions.checked(access, memory_budget, verify))
     store.files.load()  # an error belongs here, not to the first read
     return store
 
@@ -221,7 +228,7 @@ class Store(Table):
         from shardstore.changes.addition import AddOptions
 
         options = AddOptions(columns, batch_size, codec, type, fingerprint, replace, shard_bytes, chunk_bytes, progress)
-        with self._changing() as change, Store(self._files.absolute_path) as current:
+        with self._changing() as change, Store(self._files.absolute_path, self._files.options) as current:
             add_column(change, current, name, values, options)
         return self
 

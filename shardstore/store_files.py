@@ -45,7 +45,7 @@ class StoreFiles:
         columns: Mapping[str, int] | None = None,
     ) -> None:
         self.path = path
-        self._options = options
+        self.options = options
         # The working directory may be another one by the time this is pickled.
         self.absolute_path = path.absolute()
         # What is meant, where that is known: which store, and by name the generations that its columns are of.
@@ -209,7 +209,7 @@ class StoreFiles:
     def renewed(self) -> StoreFiles:
         """Return the files of the same store as it is now."""
         path = self.path if self.path.absolute() == self.absolute_path else self.absolute_path
-        return StoreFiles(path, self._options, self.store_id)
+        return StoreFiles(path, self.options, self.store_id)
 
     # Ahead of reading
 
@@ -352,4 +352,4 @@ class StoreFiles:
         if self._opened is not None and meant[1] is None:
             entries = self.manifest.columns
             meant = self.store_id, {name: entry.since for name, entry in entries.items()}
-        return StoreFiles, (self.absolute_path, self._options, *meant)
+        return StoreFiles, (self.absolute_path, self.options, *meant)

@@ -14,9 +14,9 @@ from shardstore.buffers import Allocate
 from shardstore.feeds import Feed, feed_of
 from shardstore.order import Order, WindowShuffle
 from shardstore.ragged import Ragged, Values, owned
-from shardstore.ragged_rows import RaggedFiles, rows_of_runs
+from shardstore.ragged_rows import RaggedFiles
 from shardstore.schema import Chunking, Field
-from shardstore.selection import Rows, Selection
+from shardstore.selection import Rows, Selection, rows_of_runs
 
 Stopped = Callable[[], bool]
 # Rows picked one by one are populated only where they are this part of what lies between them, or more.

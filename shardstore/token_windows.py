@@ -14,9 +14,9 @@ from shardstore.locks import cached_property
 from shardstore.order import check_int
 from shardstore.packing import Documents, PackedNeighbours, Packing, packing_of
 from shardstore.ragged import Ragged, Values, join_runs, offsets_of
-from shardstore.ragged_rows import RaggedFiles, end_to_end, rows_of_runs
+from shardstore.ragged_rows import RaggedFiles, end_to_end
 from shardstore.schema import Chunking, Field
-from shardstore.selection import Rows, Selection
+from shardstore.selection import Rows, Selection, rows_of_runs
 from shardstore.table_rows import Stopped
 
 DOCUMENT, POSITION = "document", "position"

@@ -107,19 +107,20 @@ def replaced(path: Path, content: bytes | None) -> Iterator[None]:
 @contextmanager
 def flipped_bit(path: Path, offset: int, bit: int) -> Iterator[None]:
     """Flip one bit of a file, and flip it back at the end."""
-
-    def flip() -> None:
-        with path.open("r+b") as file:
-            file.seek(offset)
-            byte = file.read(1)[0]
-            file.seek(offset)
-            file.write(bytes([byte ^ (1 << bit)]))
-
-    flip()
+    flip_bit(path, offset, bit)
     try:
         yield
     finally:
-        flip()
+        flip_bit(path, offset, bit)
+
+
+def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
+    """Flip one bit of a file, in place."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ (1 << bit)]))
 
 
 def random_rows(

@@ -51,6 +51,10 @@ class Reader(ABC):
         self.take_runs(starts, stops, out)
         return out
 
+    def peek(self, start: int, stop: int) -> NDArray[Any]:
+        """Return consecutive rows of one shard, through what scattered rows are read through."""
+        return self.slice(start, stop)
+
     # What follows is of use for mapped files; elsewhere there is nothing to do ahead.
 
     @property

@@ -7,36 +7,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstore.cache import BoundedCache
 from shardstore.decoding import decoders
 from shardstore.entries import ArrayEntry
-from shardstore.errors import CorruptionError
 from shardstore.locks import ForkSafeLock
 from shardstore.readers.base import Reader, cut_runs, group_rows
+from shardstore.readers.footers import Footers
 from shardstore.readers.positional import ShardFiles
 from shardstore.readers.shared import Shared
 from shardstore.selection import Rows
-from shardstore.shardfile import RESTORE, ChunkError, Footer, ShardDirectory, read_chunks, read_footer
+from shardstore.shardfile import ChunkError, ShardDirectory, read_chunks
 
 
 class ChunkReader(Reader):
     """Reads a compressed column: decodes the chunks that hold the asked-for rows, each once a call."""
 
     slices_are_views = False
-    _FOOTER_CACHE_NBYTES = 32 << 20
     _SPAN_CHUNKS = 8  # that are read at once and decoded by one thread
 
     def __init__(self, directory: ShardDirectory, entry: ArrayEntry, shared: Shared) -> None:
         super().__init__(entry.layout.field)
-        self._directory = directory
-        self._entry = entry
         self._chunks = shared.chunks
         self._files = ShardFiles(directory, entry, shared)
         self._layout = entry.layout
-        self._rows = entry.rows
-        self._footers: BoundedCache[int, Footer] = BoundedCache(
-            self._FOOTER_CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
-        )
+        self._footers = Footers(self._files, entry)
         self._decoders = decoders()
         self._decodes = 0
         self._counting = ForkSafeLock()
@@ -113,20 +106,10 @@ class ChunkReader(Reader):
         layout = self._layout
         shard, slot = divmod(chunks.start, layout.slots)
         file = self._files.get(shard)
-        footer = self._footers.get(shard, lambda shard: self._read_footer(file.descriptor, shard))
+        footer = self._footers.get(shard)
         with self._counting:
             self._decodes += len(chunks)
         try:
             read_chunks(file.descriptor, layout, footer, range(slot, slot + len(chunks)), out)
         except ChunkError as error:
-            path = self._files.path(shard)
-            first = shard * layout.shard_rows + error.chunk * layout.chunk_rows
-            last = min(first + layout.chunk_rows, self._rows) - 1
-            raise CorruptionError(
-                f"{path}, chunk {error.chunk} (rows {first:,} to {last:,}): {error}; {RESTORE}"
-            ) from None
-
-    def _read_footer(self, descriptor: int, shard: int) -> Footer:
-        path = self._files.path(shard)
-        rows = self._layout.rows_in_shard(shard, self._rows)
-        return read_footer(descriptor, path, self._layout, self._entry.record(shard), rows)
+            raise self._footers.damage(shard, error) from None

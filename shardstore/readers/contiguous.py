@@ -136,6 +136,10 @@ class ContiguousReader(Reader):
         self._map_runs(starts, stops)
         return join_runs(self._array, starts, stops)
 
+    def peek(self, start: int, stop: int) -> NDArray[Any]:
+        """Return a view; read by position what scattered rows are."""
+        return self.slice(start, stop) if self._reads is None else self.join_runs(np.array([start]), np.array([stop]))
+
     def _ask_for_runs(self, starts: Rows, stops: Rows) -> None:
         if self._pages.must_ask(len(starts)):
             self.expect_runs(starts, stops)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shardstore.entries import ArrayEntry
 from shardstore.mapping import CannotMapError
 from shardstore.readers.base import Reader
+from shardstore.readers.checked import CheckedReader
 from shardstore.readers.chunked import ChunkReader
 from shardstore.readers.contiguous import ContiguousReader
 from shardstore.readers.positional import CAN_READ_BY_POSITION, PositionalReader
@@ -41,6 +42,13 @@ def open_reader(directory: ShardDirectory, entry: ArrayEntry, shared: Shared, co
     check_shards(directory, entry.keys, entry.nbytes.tolist())
     if not layout.codec.is_raw:
         return ChunkReader(directory, entry, shared)
+    reader = _open_raw(directory, entry, shared, contiguous)
+    if shared.budget.options.verify == "on_read":
+        return CheckedReader(reader, directory, entry, shared)
+    return reader
+
+
+def _open_raw(directory: ShardDirectory, entry: ArrayEntry, shared: Shared, contiguous: bool) -> Reader:
     if contiguous:
         try:
             return ContiguousReader(directory, entry, shared)
