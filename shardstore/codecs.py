@@ -82,6 +82,11 @@ class Codec:
         """
         return crc32c(stored[:-CHECKSUM_NBYTES] if self.kind == "blosc" else stored)
 
+    def check_tail(self, stored: NDArray[np.uint8], checksum: int) -> None:
+        """Raise `ValueError` unless what follows a stored chunk is `checksum`, that of the chunk; only blosc has it."""
+        if self.kind == "blosc" and checksum != int.from_bytes(bytes(stored[-CHECKSUM_NBYTES:]), "little"):
+            raise ValueError("the chunk's CRC32C does not match its bytes")
+
     def decode(self, stored: bytes | NDArray[np.uint8], nbytes: int, out: NDArray[np.uint8]) -> None:
         """Put the `nbytes` bytes of a chunk into `out`, from its stored bytes.
 

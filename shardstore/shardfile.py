@@ -29,6 +29,8 @@ _INDEX_ENTRY_NBYTES = 16
 # Files are written in units of a huge page: then Linux caches them in huge pages and maps them as such, so that a
 # random row costs fewer page walks.
 _WRITE_UNIT = 2 << 20
+# Chunks are checked in runs of so many bytes: few calls, and a buffer that the processor's cache holds.
+_CHECK_UNIT = 1 << 20
 
 
 def footer_nbytes(slots: int) -> int:
@@ -344,13 +346,6 @@ class ChunkError(ValueError):
         self.chunk = chunk
 
 
-def read_chunk(descriptor: int, layout: ArrayLayout, footer: Footer, chunk: int) -> NDArray[np.uint8]:
-    """Return the decoded bytes of one chunk of an open shard; raise `ChunkError` if they are not what was written."""
-    out = np.empty(layout.chunk_nbytes, np.uint8)
-    read_chunks(descriptor, layout, footer, range(chunk, chunk + 1), out)
-    return out
-
-
 def read_chunks(descriptor: int, layout: ArrayLayout, footer: Footer, chunks: range, out: NDArray[np.uint8]) -> None:
     """Decode consecutive chunks of an open shard, one after the other, into the bytes `out`.
 
@@ -360,14 +355,20 @@ def read_chunks(descriptor: int, layout: ArrayLayout, footer: Footer, chunks: ra
     bounds = footer.bounds[chunks.start : chunks.stop + 1].tolist()
     checksums = footer.checksums[chunks.start : chunks.stop].tolist()
     stored = np.frombuffer(read_at(descriptor, bounds[-1] - bounds[0], bounds[0]), np.uint8)
-    codec, size = layout.codec, layout.chunk_nbytes
+    size = layout.chunk_nbytes
     for i, chunk in enumerate(chunks):
         part = stored[bounds[i] - bounds[0] : bounds[i + 1] - bounds[0]]
-        check_sum(chunk, codec.checksum(part), checksums[i])
-        try:
-            codec.decode(part, size, out[i * size : (i + 1) * size])
-        except ValueError as error:
-            raise ChunkError(chunk, error) from error
+        _decode_chunk(layout, chunk, part, checksums[i], out[i * size : (i + 1) * size])
+
+
+def _decode_chunk(
+    layout: ArrayLayout, chunk: int, stored: NDArray[np.uint8], checksum: int, out: NDArray[np.uint8]
+) -> None:
+    check_sum(chunk, layout.codec.checksum(stored), checksum)
+    try:
+        layout.codec.decode(stored, layout.chunk_nbytes, out)
+    except ValueError as error:
+        raise ChunkError(chunk, error) from error
 
 
 def check_sum(chunk: int, found: int, expected: int) -> None:
@@ -376,13 +377,87 @@ def check_sum(chunk: int, found: int, expected: int) -> None:
         raise ChunkError(chunk, f"CRC32C is {found:08x}, expected {expected:08x}")
 
 
-def check_chunks(descriptor: int, layout: ArrayLayout, footer: Footer, rows: int) -> Iterator[DamagedChunk | int]:
-    """Yield, for each chunk of an open shard of `rows` rows, its size in bytes, or the damage found in it."""
-    for chunk in range(len(footer.checksums)):
+def check_chunks(
+    descriptor: int, layout: ArrayLayout, footer: Footer, rows: int, decode: bool = True
+) -> Iterator[DamagedChunk | int]:
+    """Yield, for each chunk of an open shard of `rows` rows, its size in bytes, or the damage found in it.
+
+    Args:
+        descriptor: the open file.
+        layout: how its array is cut.
+        footer: its footer.
+        rows: how many rows it holds.
+        decode: whether to decode compressed chunks, too.
+    """
+    check = _ChunkCheck(descriptor, layout, footer, decode)
+    for chunks in _units(footer.bounds.tolist()):
+        for chunk, problem in zip(chunks, check.problems(chunks), strict=True):
+            if problem is None:
+                yield int(footer.bounds[chunk + 1]) - int(footer.bounds[chunk])
+            else:
+                start = chunk * layout.chunk_rows
+                yield DamagedChunk(chunk, start, min(start + layout.chunk_rows, rows), str(problem))
+
+
+def _units(bounds: list[int]) -> Iterator[range]:
+    """Cut the chunks of a shard into runs of at most some megabytes, or of one chunk."""
+    first = 0
+    for chunk in range(1, len(bounds)):
+        if chunk + 1 == len(bounds) or bounds[chunk + 1] - bounds[first] > _CHECK_UNIT:
+            yield range(first, chunk)
+            first = chunk
+
+
+class _ChunkCheck:
+    """Checks chunks of an open shard, read many at a time into one buffer."""
+
+    def __init__(self, descriptor: int, layout: ArrayLayout, footer: Footer, decode: bool) -> None:
+        self._descriptor = descriptor
+        self._layout = layout
+        self._bounds = footer.bounds.tolist()
+        self._checksums = footer.checksums.tolist()
+        self._buffer = np.empty(0, np.uint8)
+        decodes = decode and not layout.codec.is_raw
+        self._decoded = np.empty(layout.chunk_nbytes, np.uint8) if decodes else None
+
+    def problems(self, chunks: range) -> Iterator[Exception | None]:
+        """Yield what is wrong with each of some consecutive chunks, or None."""
+        first, last = self._bounds[chunks.start], self._bounds[chunks.stop]
         try:
-            read_chunk(descriptor, layout, footer, chunk)
-        except ValueError as error:
-            start = chunk * layout.chunk_rows
-            yield DamagedChunk(chunk, start, min(start + layout.chunk_rows, rows), str(error))
-        else:
-            yield int(footer.bounds[chunk + 1]) - int(footer.bounds[chunk])
+            stored = self._read(last - first, first)
+        except OSError as error:
+            if len(chunks) == 1:
+                yield error
+                return
+            for chunk in chunks:  # to name those that cannot be read
+                yield from self.problems(range(chunk, chunk + 1))
+            return
+        for chunk in chunks:
+            try:
+                self._check(chunk, stored[self._bounds[chunk] - first : self._bounds[chunk + 1] - first])
+            except ValueError as error:
+                yield error
+            else:
+                yield None
+
+    def _check(self, chunk: int, stored: NDArray[np.uint8]) -> None:
+        layout, expected = self._layout, self._checksums[chunk]
+        if self._decoded is not None:
+            _decode_chunk(layout, chunk, stored, expected, self._decoded)
+            return
+        check_sum(chunk, layout.codec.checksum(stored), expected)
+        layout.codec.check_tail(stored, expected)
+
+    def _read(self, nbytes: int, offset: int) -> NDArray[np.uint8]:
+        """Read into the buffer; less than was asked for only at the file's end."""
+        if not hasattr(os, "preadv"):
+            return np.frombuffer(read_at(self._descriptor, nbytes, offset), np.uint8)
+        if len(self._buffer) < nbytes:
+            self._buffer = np.empty(nbytes, np.uint8)
+        done = 0
+        while done < nbytes:  # one call of Linux reads no more than 2 GiB
+            count = os.preadv(self._descriptor, (self._buffer[done:nbytes].data,), offset + done)
+            if not count:
+                break
+            done += count
+        return self._buffer[:done]

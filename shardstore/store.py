@@ -128,13 +128,16 @@ class Store(Table):
         for name in names:
             self._files.warm(name)
 
-    def verify(self, progress: bool | None = None) -> VerifyReport:
+    def verify(self, progress: bool | None = None, *, deep: bool = False) -> VerifyReport:
         """Check every byte of the store against its checksums, and return what was found.
 
         Args:
+            deep: whether also to decode all compressed chunks, and to look whether what the columns hold is what their
+                types say: texts UTF-8, codes those of categories, bools 0 or 1, padding zeros. Nothing but a program
+                that writes stores wrongly makes a difference there.
             progress: whether to draw a progress bar; None draws one on a terminal.
         """
-        return self._files.verify(progress)
+        return self._files.verify(progress, deep)
 
     def memory(self) -> MemoryReport:
         """Return what the store costs now: anonymous, resident, cached and mapped bytes, each by itself."""

@@ -289,11 +289,11 @@ class StoreFiles:
         """Return how many bytes of decoded chunks are held now."""
         return self._shared.chunks.size
 
-    def verify(self, progress: bool | None) -> VerifyReport:
-        """Check every byte against its checksums."""
+    def verify(self, progress: bool | None, deep: bool) -> VerifyReport:
+        """Check every byte against its checksums, and if it is to be deep, what the bytes mean."""
         from shardstore.verify import verify_store  # with the threads that only this needs
 
-        return verify_store(self._open().directory, self._open().whole, progress)
+        return verify_store(self._open().directory, self._open().whole, progress, deep)
 
     def close(self) -> None:
         """Let go of all files. Arrays that show a mapping keep it until they go themselves."""

@@ -10,39 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from shardstore.entries import ArrayEntry, ColumnEntry
+from shardstore.content import content_damages, range_damages
+from shardstore.damage import Damage
+from shardstore.entries import ArrayEntry
 from shardstore.errors import CorruptionError, FormatError, ShardStoreError
 from shardstore.files import Directory
 from shardstore.machine import cpu_count
 from shardstore.manifest import METADATA_FILE, Manifest, read_manifest
 from shardstore.progress import byte_progress
-from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_at, read_footer
-
-_RANGES_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One thing that is wrong.
-
-    Attributes:
-        file: path of the file within the store.
-        reason: what was expected and what was found.
-        chunk: number of the damaged chunk within its shard, or None if the whole file is concerned.
-        rows: first row and one past the last row of the store that are lost with it, or None for metadata.
-    """
-
-    file: str
-    reason: str
-    chunk: int | None = None
-    rows: tuple[int, int] | None = None
-
-    def __str__(self) -> str:
-        chunk = "" if self.chunk is None else f", chunk {self.chunk}"
-        rows = "" if self.rows is None else f" (rows {self.rows[0]:,} to {self.rows[1] - 1:,})"
-        return f"{self.file}{chunk}{rows}: {self.reason}"
+from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_footer
 
 
 @dataclass(frozen=True)
@@ -78,9 +54,12 @@ class _ShardResult:
     damages: list[Damage]
 
 
-def verify_store(directory: Directory, manifest: Manifest, progress: bool | None = None) -> VerifyReport:
+def verify_store(
+    directory: Directory, manifest: Manifest, progress: bool | None = None, deep: bool = False
+) -> VerifyReport:
     """Check the metadata of all arrays, of every shard file its size, its footer and each chunk, and all ranges.
 
+    If it is to be `deep`, also whether compressed chunks decode, and whether what columns hold is what their types say.
     A store that was replaced or changed since the manifest was read is only said to be: its files are others now.
     """
     if outdated := _outdated(directory, manifest):
@@ -91,7 +70,7 @@ def verify_store(directory: Directory, manifest: Manifest, progress: bool | None
     with byte_progress("verify", total, progress) as advance, ThreadPoolExecutor(cpu_count()) as executor:
 
         def verify(job: tuple[ArrayEntry, int]) -> _ShardResult:
-            return _verify_shard(directory, *job, advance)
+            return _verify_shard(directory, *job, deep, advance)
 
         results = list(executor.map(verify, shards))
     if outdated := _outdated(directory, manifest):  # meanwhile, so that what was found may be no damage
@@ -99,7 +78,10 @@ def verify_store(directory: Directory, manifest: Manifest, progress: bool | None
     damages += [damage for result in results for damage in result.damages]
     if not damages:  # of bytes that were not written so, nothing more needs to be said
         for column in manifest.columns.values():
-            damages += _range_damages(directory, column)
+            damages += range_damages(directory, column)
+    if deep and not damages:
+        for column in manifest.columns.values():
+            damages += content_damages(directory, column)
     return VerifyReport(
         files=1 + len(manifest.documents()) + len(shards),
         chunks=sum(result.chunks for result in results),
@@ -148,7 +130,9 @@ def _metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Dama
             yield Damage(key, "the array's metadata does not match the manifest")
 
 
-def _verify_shard(directory: Directory, entry: ArrayEntry, shard: int, advance: Callable[[int], None]) -> _ShardResult:
+def _verify_shard(
+    directory: Directory, entry: ArrayEntry, shard: int, deep: bool, advance: Callable[[int], None]
+) -> _ShardResult:
     layout = entry.layout
     key = layout.shard_key(shard)
     first_row = shard * layout.shard_rows
@@ -163,7 +147,7 @@ def _verify_shard(directory: Directory, entry: ArrayEntry, shard: int, advance: 
     chunks = 0
     try:
         footer = read_footer(descriptor, path, layout, record, count)
-        for result in check_chunks(descriptor, layout, footer, count):
+        for result in check_chunks(descriptor, layout, footer, count, deep):
             chunks += 1
             if isinstance(result, DamagedChunk):
                 lost = (first_row + result.start, first_row + result.stop)
@@ -175,35 +159,6 @@ def _verify_shard(directory: Directory, entry: ArrayEntry, shard: int, advance: 
     finally:
         os.close(descriptor)
     return _ShardResult(chunks, record.nbytes, damages)
-
-
-def _range_damages(directory: Directory, column: ColumnEntry) -> Iterator[Damage]:
-    """Look whether the rows of a ragged column lie end to end: windows over them rely on it."""
-    if column.ranges is None:
-        return
-    layout, end = column.ranges.layout, 0
-    for shard, key in enumerate(column.ranges.keys):
-        first = shard * layout.shard_rows
-        count = layout.rows_in_shard(shard, column.ranges.rows)
-        descriptor = open_shard(directory, key, column.ranges.record(shard).nbytes)
-        try:
-            for start in range(0, count, _RANGES_AT_ONCE):
-                rows = min(_RANGES_AT_ONCE, count - start)
-                data = read_at(descriptor, rows * layout.field.row_nbytes, start * layout.field.row_nbytes)
-                ranges = np.frombuffer(data, "<i8").reshape(rows, 2)
-                begins = np.concatenate([[end], ranges[:-1, 1]])
-                wrong = (ranges[:, 0] != begins) | (ranges[:, 1] < ranges[:, 0])
-                if wrong.any():
-                    row = first + start + int(wrong.argmax())
-                    yield Damage(key, "the rows do not lie end to end", None, (row, row + 1))
-                    return
-                end = int(ranges[-1, 1])
-        finally:
-            os.close(descriptor)
-    if end != column.data.rows:
-        last = column.ranges.rows
-        reason = f"the rows do not lie end to end: they end at item {end:,} of {column.data.rows:,}"
-        yield Damage(f"{layout.field.name}", reason, None, (max(0, last - 1), last))
 
 
 def _whole(key: str, path: Path, error: Exception, first_row: int, count: int) -> Damage:

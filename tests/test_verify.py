@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from stores import CODECS, bit_numbers, compressible_array, flipped_bit, random_array, replaced, write_store
 
 import shardstore
+from shardstore.damage import Damage
 from shardstore.errors import CorruptionError, ShardStoreError
 from shardstore.manifest import Manifest
-from shardstore.verify import Damage, VerifyReport
+from shardstore.verify import VerifyReport
 
 ROWS, SHARD_ROWS = 41, 16
 

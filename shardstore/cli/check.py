@@ -12,21 +12,28 @@ from rich.table import Table as TextTable
 
 import shardstore
 from shardstore.cli.app import AsJson, StorePath, app, check_column, fail, figure, out, user_errors
+from shardstore.damage import Damage
 from shardstore.errors import CorruptionError
 from shardstore.manifest import METADATA_FILE
 from shardstore.memory import size_text
 from shardstore.order import Measure, Quality, quality
 from shardstore.planning import WINDOW_BYTES
-from shardstore.verify import Damage, VerifyReport
+from shardstore.verify import VerifyReport
 
 
 @app.command()
-def verify(path: StorePath, as_json: AsJson = False) -> None:
+def verify(
+    path: StorePath,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also decode all compressed chunks, and look at what texts and codes say.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check every byte of a store; exit with 1 if any is not what was written."""
     with user_errors():
         try:
             with shardstore.open(path) as store:
-                report = store.verify()
+                report = store.verify(deep=deep)
         except CorruptionError as error:  # of the manifest, without which nothing else can be checked
             report = VerifyReport(1, 0, 0, (Damage(METADATA_FILE, str(error)),))
         if as_json:
