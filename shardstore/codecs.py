@@ -20,6 +20,11 @@ BLOSC_CNAMES = ("lz4", "lz4hc", "blosclz", "zstd", "zlib")
 _FORMS = '"raw", "zstd", "zstd:1" to "zstd:22", or "blosc:CNAME" with CNAME one of ' + ", ".join(BLOSC_CNAMES)
 _DEFAULT_LEVEL = {"raw": 0, "zstd": 3, "blosc": 5}
 _LEVELS = {"raw": range(1), "zstd": range(1, 23), "blosc": range(10)}
+# No codec makes more bytes of one: the best that Zstandard can say in its 4 bytes is that one is repeated 128 KiB long.
+MOST_EXPANSION = 1 << 15
+_BLOSC_HEADER_NBYTES = 16
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_LEAST_ZSTD_NBYTES = 6
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,10 @@ class Codec:
     @classmethod
     def parse(cls, text: str) -> Codec:
         """Read a codec's written form; raise `SchemaError` if it is none."""
-        kind, *rest = text.split(":")
+        kind, *rest = text.split(":") if isinstance(text, str) else ("",)
         cname = "" if kind != "blosc" else rest.pop(0) if rest else "lz4"
         level = rest.pop(0) if rest else str(_DEFAULT_LEVEL.get(kind, 0))
-        known = kind in _LEVELS and not rest and level.isdecimal() and int(level) in _LEVELS[kind]
+        known = kind in _LEVELS and not rest and level in map(str, _LEVELS[kind])
         if not known or (kind == "blosc" and cname not in BLOSC_CNAMES):
             raise SchemaError(f"unknown codec {text!r}: expected {_FORMS}")
         return cls(kind, cname, int(level))
@@ -97,26 +102,31 @@ class Codec:
             stored, tail = stored[:-CHECKSUM_NBYTES], stored[-CHECKSUM_NBYTES:]
             if crc32c(stored) != int.from_bytes(bytes(tail), "little"):
                 raise ValueError("the chunk's CRC32C does not match its bytes")
-        decoded: Any = stored
+        if self.is_raw:
+            found: int | None = len(stored)
+        else:
+            found = self._declared_nbytes(stored)
+        if found != nbytes:
+            says = "does not say how many bytes it holds" if found is None else f"holds {found:,} bytes"
+            raise ValueError(f"the {self.kind} chunk {says}, expected {nbytes:,}")
+        if self.is_raw:
+            out[:] = np.frombuffer(stored, np.uint8)
+            return
+        # Into `out`, whose size is known: what is stored never says how much is allocated.
         try:
-            if not self.is_raw and self._declared_nbytes(stored) == nbytes:
-                self._compressor.decode(stored, out)
-                return
-            # A compressor does not tell that it filled only a part of its buffer.
-            if not self.is_raw:
-                decoded = self._compressor.decode(stored)
+            self._compressor.decode(stored, out)
         except (RuntimeError, ValueError, MemoryError, SystemError) as error:
             raise ValueError(f"the {self.kind} chunk does not decode: {error}") from error
-        if len(decoded) != nbytes:
-            raise ValueError(f"the {self.kind} chunk holds {len(decoded):,} bytes, expected {nbytes:,}")
-        out[:] = np.frombuffer(decoded, np.uint8)
 
     def _declared_nbytes(self, stored: bytes | NDArray[np.uint8]) -> int | None:
         """Return how many bytes a compressed chunk says that it holds; None if it does not say."""
         if self.kind == "blosc":
-            return int.from_bytes(bytes(stored[4:8]), "little") if len(stored) >= 16 else None
-        if len(stored) < 6:
-            return None
+            # Bytes 4 to 16 are the sizes of the content, of a block, and of the buffer, which the decoder believes.
+            if len(stored) < _BLOSC_HEADER_NBYTES or int.from_bytes(bytes(stored[12:16]), "little") != len(stored):
+                return None
+            return int.from_bytes(bytes(stored[4:8]), "little")
+        if len(stored) < _LEAST_ZSTD_NBYTES or bytes(stored[:4]) != _ZSTD_MAGIC:
+            return None  # other frames say nothing, or are skipped and leave what was in the buffer
         # RFC 8878, 3.1.1.1: the descriptor tells the sizes of the fields before the content's size, and its own.
         descriptor = int(stored[4])
         single = descriptor >> 5 & 1

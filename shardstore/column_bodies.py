@@ -8,11 +8,21 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shardstore.codecs import Codec
+from shardstore.codecs import MOST_EXPANSION, Codec
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import FormatError, SchemaError
-from shardstore.schema import EXTENDED_DTYPES, STORED_DTYPES, ArrayLayout, Field, Kind, dtype_named
+from shardstore.schema import (
+    EXTENDED_DTYPES,
+    STORED_DTYPES,
+    ArrayLayout,
+    Field,
+    Kind,
+    check_layout,
+    dtype_named,
+    nonzero_nbytes,
+)
 from shardstore.shardfile import footer_nbytes
 
 # Kinds of columns that are a logical type of the kind that carries them.
@@ -23,6 +33,9 @@ _COLUMN_KEYS = _ARRAY_KEYS | {
     *("name", "kind", "dtype", "logical", "row_shape", "codec", "categories"),
     *("items", "shard_items", "ranges", "extra"),
 }
+# Integers below this mean the same to every reader of JSON, and their products with a row's bytes do not overflow.
+_MOST = 1 << 53
+_MOST_AXES = 63  # NumPy's arrays have 64, and the rows are one of them
 
 
 def column_body(entry: ColumnEntry) -> dict[str, Any]:
@@ -74,7 +87,9 @@ def read_column(body: Mapping[str, Any], rows: int, shard_rows: int) -> ColumnEn
     """
     for key, known in _KNOWN.items():
         if not known(body[key]):
-            raise FormatError(f"column {body['name']!r} has the {key} {body[key]!r}, which this release cannot read")
+            raise FormatError(
+                f"column {shown(body['name'])} has the {key} {shown(body[key])}, which this release cannot read"
+            )
     spec = _read_field(body)
     codec = Codec.parse(body["codec"])
     extra = MappingProxyType(dict(body.get("extra", {})))
@@ -91,9 +106,7 @@ def read_column(body: Mapping[str, Any], rows: int, shard_rows: int) -> ColumnEn
 
 
 def _read_field(body: Mapping[str, Any]) -> Field:
-    logical, row_shape = body["logical"], tuple(body["row_shape"])
-    if min(row_shape, default=0) < 0:
-        raise ValueError(f"row_shape is {row_shape}")
+    logical, row_shape = body["logical"], _read_row_shape(body)
     dtype: np.dtype[Any] = np.dtype(body["dtype"])
     kind: Kind = body["kind"]
     if logical == "bytes":
@@ -103,7 +116,8 @@ def _read_field(body: Mapping[str, Any]) -> Field:
     elif logical is not None:
         dtype = dtype_named(logical)
     categories = body["categories"] if logical == "categorical" else ()
-    if not all(isinstance(category, str) for category in categories) or len(set(categories)) != len(categories):
+    are_strings = isinstance(categories, list | tuple) and all(isinstance(category, str) for category in categories)
+    if not are_strings or len(set(categories)) != len(categories):
         raise ValueError("categories must be different strings")
     spec = Field.of(body["name"], dtype, row_shape, kind, categories)
     is_right = spec.dtype == np.uint8 and not row_shape if kind in ("utf8", "binary") else True
@@ -114,39 +128,68 @@ def _read_field(body: Mapping[str, Any]) -> Field:
     return spec
 
 
+def _read_row_shape(body: Mapping[str, Any]) -> tuple[int, ...]:
+    row_shape = tuple(body["row_shape"])
+    if len(row_shape) > _MOST_AXES or not all(type(length) is int and length >= 0 for length in row_shape):
+        raise ValueError(f"row_shape is {shown(row_shape)}, expected at most {_MOST_AXES} integers from 0 on")
+    return row_shape
+
+
 def _read_array(body: Mapping[str, Any], spec: Field, codec: Codec, shard_rows: int, rows: int) -> ArrayEntry:
     layout = ArrayLayout(spec, codec, shard_rows, integer(body, "chunk_rows", 1))
     if shard_rows % layout.chunk_rows:
         raise ValueError(f"chunks of {layout.chunk_rows} rows do not divide shards of {shard_rows}")
-    nbytes, checksums = np.array(body["shard_nbytes"], np.int64), np.array(body["footer_crc32c"], np.int64)
+    check_layout(layout)
+    if rows * nonzero_nbytes(spec.dtype, spec.row_shape) >= 1 << 63:
+        raise ValueError(f"{rows:,} rows of shape {spec.row_shape} are more than an array can have")
+    nbytes, checksums = _integers(body, "shard_nbytes", _MOST), _integers(body, "footer_crc32c", 1 << 32)
     entry = ArrayEntry(layout, rows, nbytes, checksums)
     _check_sizes(entry)
     return entry
 
 
 def _check_sizes(entry: ArrayEntry) -> None:
-    """Raise `ValueError` unless the sizes of the shard files fit the rows: raw files are mapped by them."""
+    """Raise `ValueError` unless the sizes of the shard files fit the rows.
+
+    Raw files are mapped by them, and no compressed file can hold more than its codec's best ratio makes of it.
+    """
     layout, rows = entry.layout, entry.rows
     shards = layout.num_shards(rows)
-    if not entry.nbytes.shape == entry.footer_crc32c.shape == (shards,):
+    if not len(entry.nbytes) == len(entry.footer_crc32c) == shards:
         raise ValueError(f"{rows:,} rows need {shards} shards, but the manifest lists {len(entry.nbytes)}")
     if not shards:
         return
-    data_nbytes = entry.nbytes - footer_nbytes(layout.slots)
-    if layout.codec.is_raw:
-        chunks = np.full(shards, layout.slots, np.int64)
-        chunks[-1] = layout.chunks_for(layout.rows_in_shard(shards - 1, rows))
-        if (data_nbytes != chunks * layout.chunk_nbytes).any():
-            raise ValueError(f"the sizes of the shard files of {layout.field.name!r} do not fit its rows")
-    elif (data_nbytes <= 0).any():
-        raise ValueError(f"a shard file of {layout.field.name!r} is smaller than its footer")
+    footer, last_chunks = footer_nbytes(layout.slots), layout.chunks_for(layout.rows_in_shard(shards - 1, rows))
+    # In Python's integers, which do not overflow.
+    for sizes, chunks in ((entry.nbytes[:-1], layout.slots), (entry.nbytes[-1:], last_chunks)):
+        if not len(sizes):
+            continue
+        least, most = int(sizes.min()) - footer, int(sizes.max()) - footer
+        expected = chunks * layout.chunk_nbytes
+        if layout.codec.is_raw:
+            if (least, most) != (expected, expected):
+                raise ValueError(f"the sizes of the shard files of {layout.field.name!r} do not fit its rows")
+        elif least <= 0:
+            raise ValueError(f"a shard file of {layout.field.name!r} is smaller than its footer")
+        elif least * MOST_EXPANSION < expected:
+            raise ValueError(f"a shard file of {layout.field.name!r} is too small for its rows, however compressed")
+
+
+def _integers(body: Mapping[str, Any], key: str, end: int) -> NDArray[np.int64]:
+    """Return an array of integers from 0 on and below `end`; raise `ValueError` if it is none."""
+    values = body[key]
+    if type(values) is not list or not all(type(value) is int for value in values):
+        raise ValueError(f"{key} is not an array of integers")
+    if values and not 0 <= min(values) <= max(values) < end:
+        raise ValueError(f"{key} has a number that is below 0 or not below {end}")
+    return np.array(values, np.int64)
 
 
 def integer(body: Mapping[str, Any], key: str, least: int) -> int:
-    """Return an integer of a JSON object; raise `ValueError` if it is none or below `least`."""
+    """Return an integer of a JSON object; raise `ValueError` if it is none, below `least`, or 2^53 or above."""
     value = body[key]
-    if type(value) is not int or value < least:
-        raise ValueError(f"{key} is {value!r}, expected an integer of at least {least}")
+    if type(value) is not int or not least <= value < _MOST:
+        raise ValueError(f"{key} is {shown(value)}, expected an integer of at least {least} and below 2^53")
     return value
 
 
@@ -158,7 +201,13 @@ def power_of_two(body: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _is_codec(text: str) -> bool:
+def shown(value: Any, most: int = 100) -> str:
+    """Return a value that was found as messages show it: a hostile one may be megabytes long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _is_codec(text: Any) -> bool:
     try:
         Codec.parse(text)
     except SchemaError:

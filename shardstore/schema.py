@@ -37,6 +37,11 @@ NARROW_CHUNK_FACTOR = 8
 LEAST_CHUNK_BYTES = 4 << 10
 # A multiple of 4,096 rows makes every shard whole 4 KiB pages, whatever the width of a row.
 PAGE_ALIGNED_ROWS = 4096
+# Who reads a chunk holds all of it in memory, and so it is with the footer, which says 20 bytes of each chunk: a file
+# that claims more is not believed. Nor are shards beyond what numbers are exact for in every program.
+MOST_CHUNK_BYTES = 1 << 30
+MOST_SLOTS = 1 << 24
+MOST_SHARD_BYTES = 1 << 50
 
 _NAME = re.compile(r"(?!__)[A-Za-z0-9_]([A-Za-z0-9_\- ]*[A-Za-z0-9_\-])?")
 # Zarr keeps names that begin with two underscores to itself, and Windows takes these for devices, whatever the folder.
@@ -210,6 +215,15 @@ class ArrayLayout:
         return f"{self.field.name}/c/{shard}" + "/0" * len(self.field.stored_row_shape)
 
 
+def check_layout(layout: ArrayLayout) -> None:
+    """Raise `SchemaError` if reading an array that is cut so would take more memory than any reader has to spare."""
+    name = layout.field.name
+    if layout.chunk_rows > 1 and layout.chunk_nbytes > MOST_CHUNK_BYTES:
+        raise SchemaError(f"chunks of {name!r} have {layout.chunk_nbytes:,} bytes, at most {MOST_CHUNK_BYTES:,} may be")
+    if layout.slots > MOST_SLOTS:
+        raise SchemaError(f"shards of {name!r} have {layout.slots:,} chunks, at most {MOST_SLOTS:,} may be")
+
+
 @dataclass(frozen=True)
 class ColumnLayout:
     """How one column is cut.
@@ -272,7 +286,7 @@ def plan_layouts(
     for name in by_name:
         if name not in names:
             raise SchemaError(f"a codec is given for column {name!r}, but the columns are {', '.join(names)}")
-    target = parse_bytes(shard_bytes)
+    target = min(MOST_SHARD_BYTES, parse_bytes(shard_bytes))
     if shard_rows is None:
         shard_rows = choose_shard_rows(max(_row_array(field).row_nbytes for field in fields), target)
     sizes = _ChunkSizes(
@@ -294,9 +308,11 @@ def plan_layouts(
 
 def check_different(names: Sequence[str]) -> None:
     """Raise `SchemaError` if two columns would have one folder: file systems that fold case count, too."""
-    repeated = [name for i, name in enumerate(names) if name.lower() in [n.lower() for n in names[:i]]]
-    if repeated:
-        raise SchemaError(f"column {repeated[0]!r} is named twice (names that differ only in case count as one)")
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in seen:
+            raise SchemaError(f"column {name!r} is named twice (names that differ only in case count as one)")
+        seen.add(name.lower())
 
 
 def _row_array(field: Field) -> Field:
@@ -328,10 +344,15 @@ class _ChunkSizes:
     def of_items(self, field: Field, shard_items: int) -> int:
         """Return the items of a chunk of a ragged column's values."""
         default = RAW_CHUNK_BYTES if self.codecs[field].is_raw else COMPRESSED_CHUNK_BYTES
-        return min(shard_items, power_of_two_at_most((self.chunk_nbytes or default) // max(1, field.row_nbytes)))
+        return _chunk_rows(self.chunk_nbytes or default, field.row_nbytes, shard_items)
 
     def _fitting(self, nbytes: int, row_nbytes: int) -> int:
-        return min(self.shard_rows, power_of_two_at_most(nbytes // max(1, row_nbytes)))
+        return _chunk_rows(nbytes, row_nbytes, self.shard_rows)
+
+
+def _chunk_rows(nbytes: int, row_nbytes: int, shard_rows: int) -> int:
+    rows = power_of_two_at_most(min(nbytes, MOST_CHUNK_BYTES) // max(1, row_nbytes))
+    return min(shard_rows, max(rows, shard_rows // MOST_SLOTS))
 
 
 def choose_shard_rows(widest_row_nbytes: int, shard_bytes: int) -> int:
@@ -364,6 +385,11 @@ def dtype_named(name: str) -> np.dtype[Any]:
         with without_forks:
             import ml_dtypes  # noqa: F401, gives NumPy these dtypes; only columns of them pay for it
     return np.dtype(name)
+
+
+def nonzero_nbytes(dtype: np.dtype[Any], shape: Iterable[int]) -> int:
+    """Return the bytes of an array as if axes of length 0 had length 1: NumPy's limit is on these."""
+    return dtype.itemsize * prod(max(1, length) for length in shape)
 
 
 def power_of_two_at_most(value: int) -> int:

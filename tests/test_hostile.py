@@ -1,0 +1,165 @@
+"""Stores and dumps made to do harm: what they claim is not believed, where they lead is not followed."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import pytest
+from stores import edit_manifest
+
+import shardstore
+from shardstore.checksum import crc32c
+from shardstore.codecs import Codec
+from shardstore.errors import CorruptionError
+from shardstore.schema import MOST_CHUNK_BYTES, MOST_SLOTS, Field, choose_shard_rows, plan_layouts
+from shardstore.shardfile import Footer, footer_nbytes
+
+# What a manifest claims
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store of 10 rows: a raw column of 8 bytes a row, a compressed one, and one whose rows have no bytes."""
+    columns = {"x": np.arange(10), "z": np.arange(10), "e": np.empty((10, 0))}
+    with shardstore.Writer(tmp_path / "store", codec={"z": "zstd"}, shard_bytes=1 << 16, chunk_bytes=64) as writer:
+        writer.append(columns)
+    return tmp_path / "store"
+
+
+def column(body: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(found for found in body["columns"] if found["name"] == name)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CorruptionError) as caught:
+        shardstore.open(path)
+    assert len(str(caught.value)) < 1000
+    return str(caught.value)
+
+
+def overflowing_raw(body: dict[str, Any]) -> None:
+    # 4 chunks of 2^62 bytes are 2^64 bytes, which is 0 to integers of 64 bits.
+    body.update(rows=1 << 51, shard_rows=1 << 51)
+    entry = column(body, "x")
+    entry.update(chunk_rows=1 << 49, row_shape=[1 << 10], shard_nbytes=[footer_nbytes(4)], footer_crc32c=[0])
+    body["columns"] = [entry]
+
+
+CLAIMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "more rows than there are numbers": (lambda body: body.update(rows=1 << 62), "below 2^53"),
+    "shards of more": (lambda body: body.update(shard_rows=1 << 62), "below 2^53"),
+    "numbers of 4,000 digits": (lambda body: body.update(rows=10**4000), "below 2^53"),
+    "rows and shards that need no more files": (lambda body: body.update(rows=1 << 52, shard_rows=1 << 52), "at most"),
+    "sizes that overflow": (overflowing_raw, "chunks of 'x'"),
+    "a footer of many chunks": (lambda body: body.update(shard_rows=1 << 40), "at most 16,777,216"),
+    "a chunk that no file can hold": (lambda body: column(body, "z").update(row_shape=[1 << 20]), "too small"),
+    "chunks of many rows": (lambda body: column(body, "z").update(row_shape=[1 << 40]), "at most 1,073,741,824"),
+    "rows without bytes that are too long": (
+        lambda body: column(body, "e").update(row_shape=[0, 1 << 60]),
+        "more than an array can have",
+    ),
+    "more axes than arrays have": (lambda body: column(body, "e").update(row_shape=[0] * 64), "at most 63"),
+    "an axis of half": (lambda body: column(body, "e").update(row_shape=[0, 0.5]), "row_shape"),
+    "an axis that is true": (lambda body: column(body, "e").update(row_shape=[0, True]), "row_shape"),
+    "sizes below 0": (lambda body: column(body, "z").update(shard_nbytes=[-1]), "shard_nbytes"),
+    "sizes that are text": (lambda body: column(body, "z").update(shard_nbytes=["9"]), "shard_nbytes"),
+    "checksums of more bits": (lambda body: column(body, "z").update(footer_crc32c=[1 << 32]), "footer_crc32c"),
+    "a megabyte in the place of a number": (lambda body: body.update(rows="9" * 1_000_000), "rows is '999"),
+    "an identity that is a document": (lambda body: body.update(store_id="\x1b[2J"), "expected a UUID"),
+    "names that differ in case": (
+        lambda body: body["columns"].append({**column(body, "e"), "name": "X"}),
+        "named twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_a_manifest_claims_is_held_against_its_files(store: Path, claim: str) -> None:
+    change, reason = CLAIMS[claim]
+    edit_manifest(store, change)
+    assert reason in refusal(store)
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "..", "../x", "x/../../y", "x\\..\\y", "x\0", ".", "", "c:x", "x\n"])
+def test_a_column_cannot_be_named_out_of_the_store(store: Path, name: str) -> None:
+    edit_manifest(store, lambda body: column(body, "x").update(name=name))
+    assert "bad column name" in refusal(store)
+
+
+@pytest.mark.parametrize("codec", [3, None, ["zstd"], "zstd:" + "9" * 10_000, "zstd:\u0663", "zstd:03"])
+def test_codecs_that_are_none(store: Path, codec: Any) -> None:
+    edit_manifest(store, lambda body: column(body, "z").update(codec=codec))
+    with pytest.raises(shardstore.FormatError, match="cannot read") as caught:
+        shardstore.open(store)
+    assert len(str(caught.value)) < 1000
+
+
+def test_metadata_that_is_nested_without_end(store: Path) -> None:
+    original = (store / "zarr.json").read_bytes()
+    for depth in (*range(880, 1000, 3), 100_000):
+        deep = b"[" * depth + b"]" * depth
+        (store / "zarr.json").write_bytes(original.replace(b'"provenance":{', b'"provenance":{"deep":%s,' % deep))
+        with pytest.raises(CorruptionError):
+            shardstore.open(store)
+
+
+def test_writers_keep_to_what_readers_believe() -> None:
+    field = Field.of("x", np.dtype("u1"), ())
+    for chunk_bytes in (1, "4GiB"):
+        for kind in ("fixed", "ragged"):
+            spec = Field.of("x", field.dtype, (), kind)  # type: ignore[arg-type]
+            layout = plan_layouts([spec], "zstd", shard_bytes="2048GiB", chunk_bytes=chunk_bytes)["x"].data
+            assert layout.slots <= MOST_SLOTS
+            assert layout.chunk_nbytes <= MOST_CHUNK_BYTES
+    assert plan_layouts([field], "raw", shard_bytes=10**30)["x"].data.shard_rows < 1 << 53
+    assert choose_shard_rows(1, 1 << 28) == 1 << 28
+
+
+# Chunks and footers
+
+
+def zstd_frame(nbytes: int) -> bytes:
+    """Return a frame that says it has so many bytes, and has 100."""
+    frame = bytes(numcodecs.Zstd(checksum=True).encode(bytes(100)))
+    assert frame[4] >> 6 == 0
+    assert frame[4] & 0x20
+    return frame[:4] + bytes([frame[4] | 0xC0]) + nbytes.to_bytes(8, "little") + frame[6:]
+
+
+@pytest.mark.parametrize("claim", [0, 99, 101, 1 << 40, (1 << 64) - 3])
+def test_a_chunk_that_claims_another_size_is_not_decoded(claim: int) -> None:
+    out = np.zeros(100, np.uint8)
+    with pytest.raises(ValueError, match=r"holds .* bytes, expected 100"):
+        Codec.parse("zstd").decode(zstd_frame(claim), 100, out)
+    buffer = bytearray(numcodecs.Blosc("lz4").encode(bytes(100)))
+    buffer[4:8] = struct.pack("<I", claim & 0xFFFFFFFF)
+    with pytest.raises(ValueError, match=r"holds .* bytes, expected 100"):
+        Codec.parse("blosc:lz4").decode(bytes(buffer) + crc32c(bytes(buffer)).to_bytes(4, "little"), 100, out)
+
+
+def test_a_blosc_buffer_that_claims_to_be_longer_is_not_read() -> None:
+    buffer = bytearray(numcodecs.Blosc("lz4").encode(np.arange(25, dtype="i4").tobytes()))
+    buffer[12:16] = struct.pack("<I", 1 << 30)
+    with pytest.raises(ValueError, match="does not say"):
+        Codec.parse("blosc:lz4").decode(
+            bytes(buffer) + crc32c(bytes(buffer)).to_bytes(4, "little"), 100, np.zeros(100, np.uint8)
+        )
+
+
+def test_a_frame_that_decoders_skip_shows_nothing_of_the_memory() -> None:
+    frame = b"\x50\x2a\x4d\x18" + struct.pack("<I", 100) + bytes(100)
+    with pytest.raises(ValueError, match="does not say"):
+        Codec.parse("zstd").decode(frame, 0, np.zeros(0, np.uint8))
+
+
+def test_chunks_that_would_begin_again_at_byte_0() -> None:
+    sizes = np.array([2**64 - 10, 110], np.uint64)
+    index = np.stack([np.array([0, 2**64 - 10], np.uint64), sizes], axis=1).tobytes()
+    data = bytes(8) + index + crc32c(index).to_bytes(4, "little")
+    with pytest.raises(CorruptionError, match="back to back"):
+        Footer.from_bytes(data, 2, 2, "here")
