@@ -168,7 +168,11 @@ def swap_directory(partial: Path, destination: Path) -> None:
     if not _exchange(partial, destination):
         old = destination.with_name(f"{destination.name}.replaced-{uuid.uuid4().hex[:8]}")
         destination.rename(old)
-        partial.rename(destination)
+        try:
+            partial.rename(destination)
+        except BaseException:
+            old.rename(destination)  # better the old one than none
+            raise
     fsync_directory(destination.parent)
     shutil.rmtree(old)
 

@@ -54,9 +54,19 @@ def changing(store: Path, store_id: str) -> Iterator[Change]:
             raise FormatError(
                 f"{store}: expected the store {store_id}, found {manifest.store_id}: it was replaced; open it again"
             )
-        for leftover in store.glob(f"{_PARTIAL}*"):
-            leftover.unlink()
+        _remove_leftovers(store, manifest)
         yield Change(store, manifest)
+
+
+def _remove_leftovers(store: Path, manifest: Manifest) -> None:
+    """Remove what changes have left that were killed: only what can be gone on with stays, which a journal tells."""
+    for entry in list(os.scandir(store)):
+        if entry.name.startswith(_PARTIAL):
+            os.unlink(entry)
+        elif entry.name in manifest.columns:
+            (store / entry.name / JOURNAL_FILE).unlink(missing_ok=True)  # of a column that is whole
+        elif entry.is_dir(follow_symlinks=False) and _is_dead(Path(entry)):
+            shutil.rmtree(entry, ignore_errors=True)  # files in use may stay; they mean nothing
 
 
 class Change:
@@ -172,6 +182,11 @@ class Change:
 def _is_left_over(folder: Path) -> bool:
     """Whether a folder has nothing that a column would not leave behind."""
     return all(name in _FOLDER_NAMES or name.startswith(".") for name in os.listdir(folder))
+
+
+def _is_dead(folder: Path) -> bool:
+    """Whether a folder that is no column's has only what a column leaves behind, and nothing to go on with."""
+    return not folder.name.startswith(".") and _is_left_over(folder) and not (folder / JOURNAL_FILE).exists()
 
 
 def _renamed(entry: ColumnEntry, name: str) -> ColumnEntry:
