@@ -31,6 +31,7 @@ from shardstore.version import __version__
 if TYPE_CHECKING:
     from shardstore.ingesting import ingest
     from shardstore.mixture import Mixture, mix
+    from shardstore.repairing.repairs import repair
     from shardstore.sources.text import read_files, read_text
     from shardstore.statistics.summary import ColumnStatistics
     from shardstore.transforms import Normalize
@@ -65,6 +66,7 @@ __all__ = [
     "open",
     "read_files",
     "read_text",
+    "repair",
 ]
 
 _ON_FIRST_USE = {
@@ -76,6 +78,7 @@ _ON_FIRST_USE = {
     "mix": "shardstore.mixture",
     "read_files": "shardstore.sources.text",
     "read_text": "shardstore.sources.text",
+    "repair": "shardstore.repairing.repairs",
 }
 
 

@@ -101,13 +101,14 @@ class Manifest:
         }
 
     @classmethod
-    def from_document(cls, document: Any, where: str, data: bytes = b"") -> Manifest:
+    def from_document(cls, document: Any, where: str, data: bytes = b"", whole: bool = True) -> Manifest:
         """Read a group's `zarr.json` and check all of it.
 
         Args:
             document: its JSON value.
             where: where it was found, for messages.
             data: its bytes, if these are at hand: they save the time of encoding the manifest again.
+            whole: whether what follows from the manifest is checked, too.
 
         Raises:
             FormatError: if it is not a store's, or one of a later format version.
@@ -137,8 +138,20 @@ class Manifest:
         except (TypeError, KeyError, IndexError, ValueError, OverflowError, SchemaError) as error:
             reason = shown(error, 500)
             raise CorruptionError(f"{where}: the manifest is incomplete or wrong ({reason}); {_RESTORE}") from error
-        manifest._check_group(document, where)
+        if whole:
+            manifest._check_group(document, where)
         return manifest
+
+    @classmethod
+    def from_remains(cls, data: bytes, where: str) -> Manifest:
+        """Read the manifest out of a group's `zarr.json` of which other parts may be damaged; raise as above."""
+        text = data.decode("utf-8", "replace")
+        place = text.find(f'"{_ATTRIBUTE}"')
+        try:
+            body, _ = json.JSONDecoder().raw_decode(text, text.index("{", place))
+        except (ValueError, RecursionError) as error:
+            raise CorruptionError(f"{where}: the manifest is not readable JSON ({error}); {_RESTORE}") from None
+        return cls.from_document({"attributes": {_ATTRIBUTE: body}}, where, whole=False)
 
     @classmethod
     def _read(cls, body: Mapping[str, Any]) -> Manifest:

@@ -48,7 +48,15 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
-class _ShardResult:
+class ShardResult:
+    """What a verification found in one shard file.
+
+    Attributes:
+        chunks: chunks checked.
+        nbytes: bytes checked.
+        damages: what is wrong, in order.
+    """
+
     chunks: int
     nbytes: int
     damages: list[Damage]
@@ -64,13 +72,13 @@ def verify_store(
     """
     if outdated := _outdated(directory, manifest):
         return VerifyReport(1, 0, 0, (outdated,))
-    damages = [*_group_damages(directory, manifest), *_metadata_damages(directory, manifest)]
+    damages = [*_group_damages(directory, manifest), *metadata_damages(directory, manifest)]
     shards = [(entry, shard) for entry in manifest.arrays for shard in range(len(entry.nbytes))]
     total = sum(column.stored_nbytes for column in manifest.columns.values())
     with byte_progress("verify", total, progress) as advance, ThreadPoolExecutor(cpu_count()) as executor:
 
-        def verify(job: tuple[ArrayEntry, int]) -> _ShardResult:
-            return _verify_shard(directory, *job, deep, advance)
+        def verify(job: tuple[ArrayEntry, int]) -> ShardResult:
+            return verify_shard(directory, *job, deep, advance)
 
         results = list(executor.map(verify, shards))
     if outdated := _outdated(directory, manifest):  # meanwhile, so that what was found may be no damage
@@ -118,7 +126,8 @@ def _group_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]
         yield Damage(METADATA_FILE, "the manifest is not the one that was opened")
 
 
-def _metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
+def metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
+    """Look whether the metadata of arrays, and of the groups of ragged columns, is what follows from the manifest."""
     for name, expected in manifest.documents().items():
         key = f"{name}/{METADATA_FILE}"
         try:
@@ -130,9 +139,10 @@ def _metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Dama
             yield Damage(key, "the array's metadata does not match the manifest")
 
 
-def _verify_shard(
+def verify_shard(
     directory: Directory, entry: ArrayEntry, shard: int, deep: bool, advance: Callable[[int], None]
-) -> _ShardResult:
+) -> ShardResult:
+    """Check the size of a shard file, its footer and each chunk; `advance` is called with bytes that are right."""
     layout = entry.layout
     key = layout.shard_key(shard)
     first_row = shard * layout.shard_rows
@@ -142,7 +152,7 @@ def _verify_shard(
     try:
         descriptor = open_shard(directory, key, record.nbytes)
     except (ShardStoreError, OSError) as error:
-        return _ShardResult(0, 0, [_whole(key, path, error, first_row, count)])
+        return ShardResult(0, 0, [_whole(key, path, error, first_row, count)])
     damages = []
     chunks = 0
     try:
@@ -158,7 +168,7 @@ def _verify_shard(
         damages.append(_whole(key, path, error, first_row, count))
     finally:
         os.close(descriptor)
-    return _ShardResult(chunks, record.nbytes, damages)
+    return ShardResult(chunks, record.nbytes, damages)
 
 
 def _whole(key: str, path: Path, error: Exception, first_row: int, count: int) -> Damage:

@@ -65,7 +65,7 @@ def _remove_leftovers(store: Path, manifest: Manifest) -> None:
             os.unlink(entry)
         elif entry.name in manifest.columns:
             (store / entry.name / JOURNAL_FILE).unlink(missing_ok=True)  # of a column that is whole
-        elif entry.is_dir(follow_symlinks=False) and _is_dead(Path(entry)):
+        elif entry.is_dir(follow_symlinks=False) and is_dead_column(Path(entry)):
             shutil.rmtree(entry, ignore_errors=True)  # files in use may stay; they mean nothing
 
 
@@ -184,7 +184,7 @@ def _is_left_over(folder: Path) -> bool:
     return all(name in _FOLDER_NAMES or name.startswith(".") for name in os.listdir(folder))
 
 
-def _is_dead(folder: Path) -> bool:
+def is_dead_column(folder: Path) -> bool:
     """Whether a folder that is no column's has only what a column leaves behind, and nothing to go on with."""
     return not folder.name.startswith(".") and _is_left_over(folder) and not (folder / JOURNAL_FILE).exists()
 

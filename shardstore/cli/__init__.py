@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # isort: off
-from shardstore.cli import transfer, show, check, measure  # noqa: F401, in the order of `shardstore --help`
+from shardstore.cli import transfer, show, check, mend, measure  # noqa: F401, in the order of `shardstore --help`
 from shardstore.cli.app import app
 # isort: on
 

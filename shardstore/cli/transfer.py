@@ -11,11 +11,10 @@ import typer
 import shardstore
 from shardstore.building import Mode
 from shardstore.cli.app import StorePath, app, fail, out, user_errors
-from shardstore.column_types import Categorical, ColumnType
+from shardstore.cli.options import column_codecs, column_types, named_sources
 from shardstore.export import export_npy
 from shardstore.memory import size_text
 from shardstore.schema import DEFAULT_SHARD_BYTES
-from shardstore.sources.named import ROLES
 from shardstore.sources.paths import find_files, order_note
 
 
@@ -68,7 +67,7 @@ def ingest(
     """Convert .npy and .npz files into a new store."""
     with user_errors():
         *sources, dest = paths
-        by_name = _columns(column or [])
+        by_name = named_sources(column or [])
         if by_name and sources:
             fail(f"with --column, only DEST may follow, found also {' '.join(sources)}", 2)
         if not by_name and not sources:
@@ -80,8 +79,8 @@ def ingest(
             by_name or sources,
             dest,
             split=split,
-            types=_types(types or []),
-            codec=_codecs(codec or ["raw"]),
+            types=column_types(types or []),
+            codec=column_codecs(codec or ["raw"]),
             shard_bytes=shard_bytes,
             chunk_bytes=chunk_bytes,
             workers=workers,
@@ -105,44 +104,3 @@ def export(
     with user_errors(), shardstore.open(path) as store:
         for file in export_npy(store, directory):
             out.print(str(file), soft_wrap=True, markup=False)
-
-
-def _pairs(items: list[str], option: str, form: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals or not name or not value:
-            fail(f"{option} {item!r}: expected {form}", 2)
-        if name in pairs:
-            fail(f"{option}: {name!r} is named twice", 2)
-        pairs[name] = value
-    return pairs
-
-
-def _columns(items: list[str]) -> dict[str, str | dict[str, str]]:
-    """Return the sources of columns by name; `NAME.values=GLOB` and its like belong to one ragged column."""
-    columns: dict[str, str | dict[str, str]] = {}
-    for key, paths in _pairs(items, "--column", "NAME=GLOB").items():
-        name, dot, role = key.partition(".")
-        if dot and role not in ROLES:
-            fail(f"--column {key!r}: expected NAME, or NAME with one of {', '.join('.' + r for r in ROLES)}", 2)
-        if (not dot and name in columns) or isinstance(columns.get(name), str):
-            fail(f"--column: {name!r} is named twice", 2)
-        group = columns.setdefault(name, {} if dot else paths)
-        if dot and isinstance(group, dict):
-            group[role] = paths
-    return columns
-
-
-def _types(items: list[str]) -> dict[str, str | ColumnType]:
-    types: dict[str, str | ColumnType] = {}
-    for name, text in _pairs(items, "--type", "NAME=TYPE").items():
-        kind, colon, categories = text.partition(":")
-        types[name] = Categorical(categories.split(",")) if colon and kind == "categorical" else text
-    return types
-
-
-def _codecs(items: list[str]) -> str | dict[str, str]:
-    if len(items) == 1 and "=" not in items[0]:
-        return items[0]
-    return _pairs(items, "--codec", "COLUMN=CODEC")
