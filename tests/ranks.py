@@ -1,13 +1,18 @@
 """What each process of a real process group does in `test_distributed.py`: reads, and writes down what it got.
 
-Run as `python ranks.py STORE OUT RANK WORLD_SIZE`, once for each rank.
+Run as `python ranks.py STORE OUT WORLD_SIZE…`, for a group of each size. Importing torch takes longer than all the
+rest: one process does it, and is copied for each rank.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,8 @@ def read(path: str) -> dict[str, Any]:
         for shuffle in (False, "full", "window"):
             name = f"{remainder} {shuffle}"
             for workers, method in ((0, None), (2, "fork"), (1, "spawn")):
-                if method == "spawn" and (remainder, shuffle) != ("pad", "full"):
+                # Each spawned worker imports torch; that it knows its rank is seen in the smaller group.
+                if method == "spawn" and (remainder, shuffle, dist.get_world_size()) != ("pad", "full", 2):
                     continue
                 dataset = StoreIterableDataset(path, BATCH, shuffle=shuffle, remainder=remainder, lanes=1)
                 loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=method)
@@ -92,16 +98,36 @@ def refuse(path: str) -> list[str]:
     return errors
 
 
-def main(path: str, out: str, rank: int, world_size: int) -> None:
+def run(path: str, out: str, rank: int, world_size: int) -> None:
+    """Be one rank of a group."""
     torch.set_num_threads(1)
     early = StoreIterableDataset(path, BATCH, remainder="drop")  # made before the group: it finds it later
-    dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=world_size)
+    meeting = f"file://{out}/meet-{world_size}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
     found = read(path)
     found["early"] = rows(early)
     dist.barrier()
     found["errors"] = refuse(path)
-    (Path(out) / f"{rank}.json").write_text(json.dumps(found))
+    Path(out, f"{rank}-of-{world_size}.json").write_text(json.dumps(found))
+
+
+def main(path: str, out: str, world_sizes: list[int]) -> None:
+    """Run all ranks of all groups. Whoever begins this makes it a process group: it ends as a whole if a rank fails."""
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=run, args=(path, out, rank, world_size))
+        for world_size in world_sizes
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    running = processes
+    while running and not any(process.exitcode for process in processes):
+        wait([process.sentinel for process in running])
+        running = [process for process in running if process.is_alive()]
+    if any(process.exitcode for process in processes):
+        os.killpg(0, signal.SIGKILL)  # the others would wait for the one that failed, and so would their workers
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], list(map(int, sys.argv[3:])))

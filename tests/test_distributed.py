@@ -17,6 +17,7 @@ import shardstore
 
 ROWS = 397
 BATCH = 16
+WORLD_SIZES = (2, 4)
 
 
 @pytest.fixture(scope="module")
@@ -27,22 +28,20 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def ranks(request: pytest.FixtureRequest, path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def out(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the ranks of all groups wrote down."""
     out = tmp_path_factory.mktemp("out")
     script = Path(__file__).parent / "ranks.py"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(path), str(out), str(rank), str(request.param)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(request.param)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(request.param)]
+    command = list(map(str, [sys.executable, script, path, out, *WORLD_SIZES]))
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300, check=False, start_new_session=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(params=WORLD_SIZES)
+def ranks(request: pytest.FixtureRequest, out: Path) -> list[dict[str, Any]]:
+    return [json.loads((out / f"{rank}-of-{request.param}.json").read_text()) for rank in range(request.param)]
 
 
 def check_epoch(path: Path, shares: list[list[list[int]]], shuffle: Any, remainder: str, epoch: int) -> None:
