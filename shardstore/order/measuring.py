@@ -119,7 +119,7 @@ def _measures(order: Order, epoch: int, sample: Sample, labels: Rows | None) -> 
     flat = sample.positions.reshape(-1)
     rows = order.rows(epoch, flat)
     inside = rows[(rows >= 0) & (rows < order.count)]
-    share = len(np.unique(inside)) / len(rows)
+    share = len(_distinct(inside)) / len(rows)
     yield Measure("distinct rows", share, 1.0, 0.0, "share of the positions that give a row of their own")
     if len(rows) < _LEAST_ROWS:
         return
@@ -300,7 +300,7 @@ def _touched(order: Order, epoch: int, sample: Sample, rows: Rows, promised: boo
     else:
         rows = rows[:tenth]
     stretches = min(_STRETCHES, tenth)
-    found = len(np.unique((rows / count * stretches).astype(np.int64)))
+    found = len(_distinct((rows / count * stretches).astype(np.int64)))
     expected, sigma = ideal.touched_moments(count, len(rows), stretches)
     name, slack = f"of {stretches:,} stretches, touched by a tenth", SIGMAS * sigma + ideal.RARE
     return Measure(name, found, expected, slack, "of so many equal parts of the table", promised)
@@ -317,7 +317,7 @@ def _flips(order: Order, epoch: int, sample: Sample, lens: _Lens, where: str, pr
     for bit in flipped:
         partner = (base // lanes ^ (1 << bit)) * lanes + base % lanes
         # Each pair once, or it would count double.
-        low = np.unique(np.minimum(base, partner))
+        low = _distinct(np.minimum(base, partner))
         high = low + (1 << bit) * lanes
         low, high = low[high < order.count], high[high < order.count]
         if not len(low):
@@ -392,7 +392,8 @@ def _shifts(seen: dict[str, _Seen], where: str, promised: bool) -> Iterator[Meas
 def _recurring(order: Order, sample: Sample, full: dict[str, _Seen]) -> Measure:
     """Measure how many rows have the same successor in the next epoch."""
     one, other = (_successions(full[name].numbers.reshape(sample.positions.shape)) for name in ("", "next epoch"))
-    value = int(np.isin(other, one).sum())
+    before, now = np.sort(one), np.sort(other)
+    value = int(np.count_nonzero(before[np.minimum(np.searchsorted(before, now), len(before) - 1)] == now))
     expected = (len(one) / order.count) ** 2
     if isinstance(order, WindowShuffle):
         # Neighbours of one section stay in one window.
@@ -406,3 +407,9 @@ def _successions(rows: Rows) -> NDArray[np.uint64]:
     # A hash of both: two of 2^20 are the same by chance once in 2^24 times.
     numbers = rows.astype(np.uint64)
     return (numbers[:, :-1] * np.uint64(0x9E3779B97F4A7C15) + numbers[:, 1:]).reshape(-1)
+
+
+def _distinct(values: Rows) -> Rows:
+    """Return the different ones among integers, sorted: several times as fast as `np.unique`, which hashes them."""
+    ordered = np.sort(values, axis=None)
+    return ordered[np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))]
