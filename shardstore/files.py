@@ -5,18 +5,28 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import stat
 import sys
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _RELATIVE = os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd
+# Parsed, metadata takes some twenty times its bytes of memory.
+MOST_METADATA_BYTES = 1 << 28
+
+
+class UnfitFileError(OSError):
+    """What has a file's name in a directory is not read; the message is what is wrong with it."""
 
 
 class Directory:
     """An open directory. What is read through it belongs together, also after its name went to another directory.
+
+    Nothing outside it is read: the directory itself may be reached by a symbolic link, but within it none is followed.
+    Nor are devices and pipes opened, some of which never end or wait for a writer.
 
     Where the system cannot open files relative to a directory (Windows), names are looked up by path.
     """
@@ -51,25 +61,58 @@ class Directory:
             return False
 
     def open(self, name: str) -> int:
-        """Open a file for reading and return its descriptor."""
+        """Open a file for reading and return its descriptor; raise `UnfitFileError` if it is no file in here."""
+        mode = self._status(name, set()).st_mode
+        if not stat.S_ISREG(mode):
+            raise UnfitFileError(f"is a {kind_of_file(mode)}")
         return os.open(self._prefix + name, _READ, dir_fd=self._descriptor)
+
+    def _status(self, name: str, folders: set[str]) -> os.stat_result:
+        """Return what the system knows of a file, or else of the first link on the way to it.
+
+        Of folders that are none, `folders` keeps the names.
+        """
+        for end in (i for i, letter in enumerate(name) if letter == "/"):
+            folder = name[:end]
+            if folder in folders:
+                continue
+            status = os.stat(self._prefix + folder, dir_fd=self._descriptor, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                return status
+            folders.add(folder)
+        return os.stat(self._prefix + name, dir_fd=self._descriptor, follow_symlinks=False)
 
     def confirm(self) -> None:
         """Say nothing: the files of an open directory are what they are."""
 
     def stats(self, names: Iterable[str]) -> Iterator[os.stat_result | None]:
-        """Yield what the system knows of each file, None if it is missing. Quick: a store has thousands."""
-        prefix, descriptor = self._prefix, self._descriptor
+        """Yield what the system knows of each file, None if it is missing. Quick: a store has thousands.
+
+        Of a file that is reached by a symbolic link it is what is known of the link.
+        """
+        folders: set[str] = set()
         for name in names:
             try:
-                yield os.stat(prefix + name, dir_fd=descriptor)
+                yield self._status(name, folders)
             except (FileNotFoundError, NotADirectoryError):
                 yield None
 
     def read(self, name: str) -> bytes:
-        """Return all of a small file."""
+        """Return all of a metadata file; raise `UnfitFileError` if it is no file in here, or a very large one."""
         with os.fdopen(self.open(name), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_METADATA_BYTES:
+                raise UnfitFileError(
+                    f"has {size:,} bytes, more than the {MOST_METADATA_BYTES:,} that metadata may have"
+                )
             return file.read()
+
+
+def kind_of_file(mode: int) -> str:
+    """Return what something is that is no file, in words."""
+    if stat.S_ISLNK(mode):
+        return "symbolic link, which is not followed within a store"
+    return "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
 
 
 class Witness:

@@ -20,7 +20,7 @@ from shardstore.checksum import crc32c
 from shardstore.column_bodies import column_body, integer, power_of_two, read_column, shown
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import CorruptionError, FormatError, SchemaError
-from shardstore.files import Directory
+from shardstore.files import MOST_METADATA_BYTES, Directory, UnfitFileError
 from shardstore.schema import check_different
 from shardstore.zarr_documents import column_documents
 
@@ -66,12 +66,21 @@ class Manifest:
         """Return the bytes of the group's `zarr.json`.
 
         They hold the manifest in its canonical form, so that who reads them need not make it again.
+
+        Raises:
+            SchemaError: if they are more than anybody reads.
         """
         document = self.group_document()
         body = _canonical(self._body())
         checksum = document["attributes"][_ATTRIBUTE]["crc32c"]
         rest = {key: value for key, value in document.items() if key != "attributes"}
-        return _BEFORE_BODY + body[:-1] + _checksum_text(checksum) + b"}," + encode_document(rest)[1:]
+        data = _BEFORE_BODY + body[:-1] + _checksum_text(checksum) + b"}," + encode_document(rest)[1:]
+        if len(data) > MOST_METADATA_BYTES:
+            raise SchemaError(
+                f"the store's metadata would be {len(data):,} bytes, and no reader takes more than "
+                f"{MOST_METADATA_BYTES:,}: choose larger shard_bytes, or keep fewer categories"
+            )
+        return data
 
     def _consolidated_metadata(self) -> dict[str, Any]:
         return {"kind": "inline", "must_understand": False, "metadata": self.documents()}
@@ -219,8 +228,8 @@ def read_manifest(directory: Directory) -> Manifest:
         raise FormatError(
             f"{store}: not a shardstore store: no zarr.json in it; expected a directory made by an ingest"
         ) from None
-    except IsADirectoryError:
-        raise FormatError(f"{store}: not a shardstore store: its zarr.json is a directory") from None
+    except UnfitFileError as error:
+        raise FormatError(f"{store}: not a shardstore store: its zarr.json {error}") from None
     where = str(store / METADATA_FILE)
     try:
         document = json.loads(data)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from shardstore.checksum import CHECKSUM_NBYTES, crc32c
 from shardstore.errors import CorruptionError, FormatError, ShardStoreError
+from shardstore.files import UnfitFileError, kind_of_file
 from shardstore.schema import ArrayLayout
 
 ABSENT = np.uint64(2**64 - 1)
@@ -249,6 +250,8 @@ def open_shard(directory: ShardDirectory, key: str, nbytes: int, confirm: bool =
         descriptor = directory.open(key)
     except (FileNotFoundError, NotADirectoryError):
         raise _bad_shard(directory, key, nbytes, None) from None
+    except UnfitFileError as error:
+        raise CorruptionError(f"{directory.path / key}: {error}, expected a shard file; {RESTORE}") from None
     status = os.fstat(descriptor)
     if status.st_size != nbytes or not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -283,7 +286,7 @@ def _bad_shard(directory: ShardDirectory, key: str, nbytes: int, status: os.stat
     if status is None:
         problem = f"the shard file is missing ({nbytes:,} bytes expected)"
     elif not stat.S_ISREG(status.st_mode):
-        problem = f"not a file, expected a shard file of {nbytes:,} bytes"
+        problem = f"a {kind_of_file(status.st_mode)}, expected a shard file of {nbytes:,} bytes"
     else:
         what = "short" if status.st_size < nbytes else "overlong"
         problem = f"the shard file is {what}: expected {nbytes:,} bytes, found {status.st_size:,}"

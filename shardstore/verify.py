@@ -132,7 +132,7 @@ def metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Damag
         key = f"{name}/{METADATA_FILE}"
         try:
             found = json.loads(directory.read(key))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             yield Damage(key, f"the array's metadata cannot be read: {error}")
             continue
         if found != expected:

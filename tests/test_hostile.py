@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +14,14 @@ from typing import Any
 import numcodecs
 import numpy as np
 import pytest
-from stores import edit_manifest
+from dumps import tree
+from stores import edit_manifest, write_store
 
 import shardstore
 from shardstore.checksum import crc32c
 from shardstore.codecs import Codec
 from shardstore.errors import CorruptionError
+from shardstore.export import export_npy
 from shardstore.schema import MOST_CHUNK_BYTES, MOST_SLOTS, Field, choose_shard_rows, plan_layouts
 from shardstore.shardfile import Footer, footer_nbytes
 
@@ -163,3 +169,177 @@ def test_chunks_that_would_begin_again_at_byte_0() -> None:
     data = bytes(8) + index + crc32c(index).to_bytes(4, "little")
     with pytest.raises(CorruptionError, match="back to back"):
         Footer.from_bytes(data, 2, 2, "here")
+
+
+# Where a store leads
+
+
+def link(path: Path, elsewhere: Path) -> None:
+    """Put a link in the place of a file or folder, which itself goes elsewhere."""
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere, target_is_directory=elsewhere.is_dir())
+
+
+def pipe(path: Path, elsewhere: Path) -> None:
+    path.rename(elsewhere)
+    os.mkfifo(path)
+
+
+def device(path: Path, elsewhere: Path) -> None:
+    """Put a link to an endless device there: making a device of its own takes a privilege."""
+    path.rename(elsewhere)
+    path.symlink_to("/dev/zero")
+
+
+def folder(path: Path, elsewhere: Path) -> None:
+    path.rename(elsewhere)
+    path.mkdir()
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="no such files on Windows")
+
+
+@posix
+@pytest.mark.parametrize("name", ["x", "x/c", "x/c/0", "z", "z/c/0", "r/values", "r/ranges/c", "r/values/c/0"])
+@pytest.mark.parametrize("replace", [link, pipe, device, folder])
+@pytest.mark.parametrize("verify", ["off", "on_read"])
+def test_a_file_of_a_store_is_a_file_in_it(tmp_path: Path, name: str, replace: Any, verify: Any) -> None:
+    path = tmp_path / "store"
+    with shardstore.Writer(path, codec={"z": "zstd"}) as writer:
+        writer.append({"x": np.arange(10), "z": np.arange(10), "r": [np.arange(n) for n in range(10)]})
+    replace(path / name, tmp_path / "elsewhere")
+    with shardstore.open(path, verify=verify) as store:
+        column = name.split("/")[0]
+        for read in (lambda: store[column][3:5], lambda: store[column][[1, 4]]):
+            with pytest.raises(CorruptionError, match=r"symbolic link|pipe|directory|missing"):
+                read()
+        damages = store.verify(progress=False).damages
+        assert {damage.file.split("/")[0] for damage in damages} == {column}
+        with pytest.raises(CorruptionError):
+            store.rename_column(column, "other")
+    shutil.rmtree(path) if not (path / name).is_symlink() else (path / name).unlink()
+    assert (tmp_path / "elsewhere").exists()
+
+
+@posix
+@pytest.mark.parametrize("replace", [link, pipe, device, folder])
+def test_metadata_is_a_file_in_the_store(store: Path, tmp_path: Path, replace: Any) -> None:
+    replace(store / "x/zarr.json", tmp_path / "elsewhere")
+    with shardstore.open(store) as opened:
+        [damage] = opened.verify(progress=False).damages
+    assert damage.file == "x/zarr.json"
+    replace(store / "zarr.json", tmp_path / "manifest")
+    with pytest.raises(shardstore.FormatError, match=r"its zarr\.json is a (symbolic link|pipe|directory)"):
+        shardstore.open(store)
+
+
+@posix
+def test_the_store_itself_may_be_reached_by_links(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "name").symlink_to(tmp_path / "disk/store", target_is_directory=True)
+    with shardstore.open(tmp_path / "name") as opened:
+        assert opened["x"][3] == 3
+        assert opened.verify(progress=False).ok
+        opened.add_column("y", np.arange(10))
+    assert shardstore.open(store)["y"][9] == 9
+
+
+@posix
+def test_dropping_a_column_touches_nothing_elsewhere(store: Path, tmp_path: Path) -> None:
+    (store / "x").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/journal.json").write_text("mine")
+    (store / "x").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    before = tree(tmp_path / "elsewhere")
+    with shardstore.open(store) as opened:
+        opened.drop_column("x")
+        opened.add_column("x", np.arange(10))
+    assert tree(tmp_path / "elsewhere") == before
+    assert not (store / "x").is_symlink()
+    assert shardstore.open(store).verify(progress=False).ok
+
+
+def interrupted(batch: dict[str, Any]) -> Any:
+    if batch["x"][0] >= 8:
+        raise KeyboardInterrupt
+    return batch["x"]
+
+
+@posix
+def test_a_column_is_not_gone_on_with_through_links(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "store", {"x": np.arange(40)}, shard_bytes=64)
+
+    def add(function: Any) -> None:
+        with shardstore.open(path) as store:
+            store.add_column("y", function, columns="x", batch_size=8, fingerprint="same", shard_bytes=64)
+
+    with pytest.raises(KeyboardInterrupt):
+        add(interrupted)
+    assert (path / "y/journal.json").exists()
+    (path / "y/c").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/3").write_text("mine")
+    (path / "y/c").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    before = tree(tmp_path / "elsewhere")
+    add(lambda batch: batch["x"])
+    assert tree(tmp_path / "elsewhere") == before
+    with shardstore.open(path) as store:
+        assert store["y"][:].tolist() == list(range(40))
+
+
+@posix
+def test_a_folder_that_is_a_link_is_not_taken_for_a_journal(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/journal.json").write_text("mine")
+    (store / "y").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with shardstore.open(store) as opened, pytest.raises(shardstore.DestinationError, match="in the way"):
+        opened.add_column("y", lambda batch: batch["x"], columns="x", fingerprint="f")
+    assert tree(tmp_path / "elsewhere") == {"journal.json": b"mine"}
+
+
+def test_metadata_of_gigabytes_is_not_read(store: Path) -> None:
+    with (store / "zarr.json").open("r+b") as file:
+        file.truncate(10 << 30)  # which takes no space
+    with pytest.raises(shardstore.FormatError, match="10,737,418,240 bytes, more than"):
+        shardstore.open(store)
+
+
+# Files that are made
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
+def test_files_get_the_modes_that_the_user_wants(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        np.save(tmp_path / "dump.npy", np.arange(20))
+        for mode in ("create", "overwrite"):
+            shardstore.ingest(tmp_path / "dump.npy", tmp_path / "deep/er/store", mode=mode, progress=False)
+        with shardstore.open(tmp_path / "deep/er/store") as store:
+            store.add_column("y", lambda batch: batch["data"], columns="data", batch_size=3, shard_bytes=32)
+            store.add_column("t", [str(n) for n in range(20)])
+            store.rename_column("t", "text")
+            store.compute_stats()
+            export_npy(store, tmp_path / "export", progress=False)
+    finally:
+        os.umask(before)
+    made = [path for path in tmp_path.rglob("*") if path.name != "dump.npy"]
+    assert len(made) > 20
+    wrong = [
+        f"{path} {stat.S_IMODE(path.stat().st_mode):o}"
+        for path in made
+        if stat.S_IMODE(path.stat().st_mode) != (0o777 if path.is_dir() else 0o666) & ~umask
+    ]
+    assert wrong == []
+
+
+def test_nothing_is_unpickled() -> None:
+    root = Path(shardstore.__file__).parent
+    words = "pickle|marshal|shelve|dill|joblib|eval|exec|__import__"
+    forbidden = re.compile(rf"\b({words})\b[.(]|\bnp\.load\(|allow_pickle")
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in root.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if forbidden.search(line)
+    ]
+    # What a user's function raised in a process of its own goes back to the one that asked.
+    assert found == ["pipeline/transforming.py: pickle.loads(pickle.dumps(failed.error))"]

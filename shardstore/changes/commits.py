@@ -171,10 +171,15 @@ class Change:
 
     def _forget(self, name: str) -> None:
         """Remove the journal of a column that is about to go: nobody may go on with files that others have open."""
-        (self.folder(name) / JOURNAL_FILE).unlink(missing_ok=True)
-        files.fsync_directory(self.folder(name))
+        folder = self.folder(name)
+        if not folder.is_symlink():  # what lies elsewhere is not the store's
+            (folder / JOURNAL_FILE).unlink(missing_ok=True)
+            files.fsync_directory(folder)
 
     def _remove(self, name: str) -> None:
+        if self.folder(name).is_symlink():
+            self.folder(name).unlink()
+            return
         # It has gone from the store already. Where files in use cannot be removed, the rest means nothing.
         shutil.rmtree(self.folder(name), ignore_errors=True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,28 @@ class Journal:
     def read(cls, folder: Path) -> Journal | None:
         """Return the journal of a folder, or None if there is none that can be relied on."""
         try:
-            body = json.loads((folder / JOURNAL_FILE).read_bytes())
+            body = json.loads(files.Directory(folder.parent).read(f"{folder.name}/{JOURNAL_FILE}"))
             if body.pop("crc32c") != manifest_checksum(body):
                 return None
             entry = read_column(body["column"], body["rows"], body["shard_rows"])
             made_by = MadeBy.read(body["made_by"])
-            return None if made_by is None else cls(made_by, entry, tuple(body["items_at"]))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ShardStoreError):
+            return None if made_by is None else cls(made_by, entry, _items_at(body, entry))
+        except _UNREADABLE:
             return None  # another one is written; nothing is lost but time
+
+
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError),
+    ShardStoreError,
+)
+
+
+def _items_at(body: Mapping[str, Any], entry: ColumnEntry) -> tuple[int, ...]:
+    counts = body["items_at"]
+    shards = 0 if entry.ranges is None else len(entry.ranges.nbytes)
+    if len(counts) != shards or any(type(count) is not int for count in counts) or counts != sorted(counts):
+        raise ValueError("items_at does not fit the shards of rows")
+    return tuple(counts)
 
 
 def take_over(store: Path, journal: Journal) -> Finished:
@@ -132,8 +146,9 @@ def _records(entry: ArrayEntry) -> list[ShardRecord]:
 def _sweep(store: Path, name: str, keep: Sequence[str]) -> None:
     """Remove the other files of a column's folder: unfinished ones would be in the way."""
     kept = {*keep, f"{name}/{JOURNAL_FILE}"}
-    for folder, _, names in os.walk(store / name):
-        for file in names:
+    for folder, folders, names in os.walk(store / name):
+        links = [inner for inner in folders if Path(folder, inner).is_symlink()]  # nothing is written through them
+        for file in [*names, *links]:
             path = Path(folder, file)
             if path.relative_to(store).as_posix() not in kept:
                 path.unlink()
