@@ -64,7 +64,7 @@ def _remove_leftovers(store: Path, manifest: Manifest) -> None:
         if entry.name.startswith(_PARTIAL):
             os.unlink(entry)
         elif entry.name in manifest.columns:
-            (store / entry.name / JOURNAL_FILE).unlink(missing_ok=True)  # of a column that is whole
+            _remove_journal(Path(entry))  # of a column that is whole
         elif entry.is_dir(follow_symlinks=False) and is_dead_column(Path(entry)):
             shutil.rmtree(entry, ignore_errors=True)  # files in use may stay; they mean nothing
 
@@ -171,10 +171,8 @@ class Change:
 
     def _forget(self, name: str) -> None:
         """Remove the journal of a column that is about to go: nobody may go on with files that others have open."""
-        folder = self.folder(name)
-        if not folder.is_symlink():  # what lies elsewhere is not the store's
-            (folder / JOURNAL_FILE).unlink(missing_ok=True)
-            files.fsync_directory(folder)
+        if _remove_journal(self.folder(name)):
+            files.fsync_directory(self.folder(name))
 
     def _remove(self, name: str) -> None:
         if self.folder(name).is_symlink():
@@ -187,6 +185,14 @@ class Change:
 def _is_left_over(folder: Path) -> bool:
     """Whether a folder has nothing that a column would not leave behind."""
     return all(name in _FOLDER_NAMES or name.startswith(".") for name in os.listdir(folder))
+
+
+def _remove_journal(folder: Path) -> bool:
+    """Remove the journal of a column, and return whether its folder is one: what lies elsewhere is not the store's."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    (folder / JOURNAL_FILE).unlink(missing_ok=True)
+    return True
 
 
 def is_dead_column(folder: Path) -> bool:
