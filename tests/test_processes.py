@@ -1,10 +1,14 @@
-"""Forks, and what survives them: locks, files that the parent writes, everything that reads."""
+"""Child processes: what they read, hold and remove, by fork, spawn and forkserver.
+
+`python tools/processes.py` reads more often, measures more processes, and pickles more shards.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -19,6 +23,7 @@ import shardstore
 from shardstore.cache import BoundedCache
 from shardstore.changes.writelock import store_lock
 from shardstore.locks import ForkSafeLock, cached_property, without_forks
+from tools.processes import START_METHODS, check_pickles, measure, write_rows, write_wide_store
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -213,21 +218,23 @@ def test_a_lock_does_not_go_to_children(path: Path) -> None:
 
 
 def test_a_lock_does_not_outlive_its_process_in_a_child(path: Path) -> None:
-    reading, writing = os.pipe()
+    (begun, begin), (ended, end) = os.pipe(), os.pipe()
 
     def die() -> None:
         with store_lock(path):
             if not os.fork():
-                os.close(writing)
-                os.read(reading, 1)  # until the test ends
+                os.close(end)
+                os.write(begin, b"!")
+                os.read(ended, 1)  # until the test ends
                 os._exit(0)
+            assert os.read(begun, 1)
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(die) == -signal.SIGKILL
     with store_lock(path):
         pass
-    os.close(writing)
-    os.close(reading)
+    for descriptor in (begun, begin, ended, end):
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
@@ -287,3 +294,44 @@ def test_a_child_that_rows_fork_takes_nothing_along(tmp_path: Path, path: Path) 
     with shardstore.open(tmp_path / "new/s") as store:
         assert np.array_equal(store["x"][:], np.arange(10_000))
     assert os.listdir(tmp_path / "new") == ["s"]
+
+
+# What children read
+
+_READ = """
+import sys
+from pathlib import Path
+from tools.processes import check_reading
+wrong = check_reading(Path(sys.argv[1]), forks=4, with_torch=True)
+sys.exit("\\n".join(wrong) or 0)
+"""
+
+
+def test_children_of_every_kind_read_what_the_parent_reads(tmp_path: Path) -> None:
+    """In a process of its own, whose threads read and hold locks when it forks."""
+    done = subprocess.run(
+        [sys.executable, "-c", _READ, str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_pickles_are_small_and_need_no_file_before_a_read(tmp_path: Path) -> None:
+    write_wide_store(tmp_path / "s", shards=60, columns=10)
+    sizes, wrong = check_pickles(tmp_path / "s", with_torch=True)
+    assert not wrong
+    assert max(sizes.values()) < 3000
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux' /proc")
+def test_processes_share_the_pages_of_a_store(tmp_path: Path) -> None:
+    """What each has for itself does not grow with the store."""
+    workers = 2
+    for megabytes in (16, 96):
+        write_rows(tmp_path / f"{megabytes}", megabytes << 20)
+    for method in START_METHODS:
+        small = measure(tmp_path / "16", method, workers)
+        large = measure(tmp_path / "96", method, workers)
+        for part in ("anonymous", "dirty"):
+            growth = max(getattr(memory, part) for memory in large) - min(getattr(memory, part) for memory in small)
+            assert growth < 16 << 20, (method, part)
