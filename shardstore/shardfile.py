@@ -457,7 +457,7 @@ class _ChunkCheck:
         if not hasattr(os, "preadv"):
             return np.frombuffer(read_at(self._descriptor, nbytes, offset), np.uint8)
         if len(self._buffer) < nbytes:
-            self._buffer = np.empty(nbytes, np.uint8)
+            self._buffer = np.empty(max(nbytes, min(_CHECK_UNIT, self._bounds[-1])), np.uint8)
         done = 0
         while done < nbytes:  # one call of Linux reads no more than 2 GiB
             count = os.preadv(self._descriptor, (self._buffer[done:nbytes].data,), offset + done)
