@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import threading
 import time
@@ -10,6 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Tests run beside each other, one on each core: torch's loops, also those of child processes, take no more than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What takes seconds to import, and most children of a fork server need: it imports it once.
+multiprocessing.set_forkserver_preload(["pytest", "shardstore.torch", "torchdata.stateful_dataloader", "accelerate"])
 
 # A busy machine is no failure: no example has a time limit.
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}

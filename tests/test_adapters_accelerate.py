@@ -35,7 +35,7 @@ pytestmark = [
 
 ROWS = 320
 RANKS = 2
-# In a process that was spawned itself, spawning would be the default; these importing torch again take seconds.
+# In a process that was not forked, forking would not be the default; processes that import torch again take seconds.
 FORKED: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
 SPAWNED: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "spawn"}
 Job = Callable[[Path, Path], Any]
@@ -53,8 +53,8 @@ def on_all_ranks(job: Job, path: Path) -> list[Any]:
     """Run a job in two processes of one group, and return what it returned in each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Not forked: torch's threads would not come along.
-        context = multiprocessing.get_context("spawn")
+        # Not forked from this process: torch's threads would not come along.
+        context = multiprocessing.get_context("forkserver")
         processes = [context.Process(target=_rank, args=(job, path, folder, rank)) for rank in range(RANKS)]
         for process in processes:
             process.start()
