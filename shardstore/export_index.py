@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardstore.column_bodies import shown
 from shardstore.column_types import ColumnType
 from shardstore.errors import SourceError
+from shardstore.files import MOST_METADATA_BYTES
 from shardstore.schema import Field, dtype_named
 
 INDEX_FILE = "columns.json"
@@ -63,13 +66,16 @@ def read_index(directory: Path) -> list[ExportedColumn] | None:
     """
     path = directory / INDEX_FILE
     try:
-        text = path.read_text("utf-8")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_METADATA_BYTES:
+            raise SourceError(f"{path}: expected a file of at most {MOST_METADATA_BYTES:,} bytes")
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from None
     try:
-        document = json.loads(text)
+        document = json.loads(data)
         if not isinstance(document, dict) or _MARK not in document:
             return None  # somebody else's
         if document[_MARK] != _VERSION:
@@ -78,18 +84,31 @@ def read_index(directory: Path) -> list[ExportedColumn] | None:
                 "install a newer shardstore"
             )
         return [_read_column(column) for column in document["columns"]]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise SourceError(
-            f"{path}: damaged index of an export ({error!r}); remove it to take the files for what they are"
+            f"{path}: damaged index of an export ({shown(error, 300)}); remove it to take the files for what they are"
         ) from None
 
 
 def _read_column(body: Any) -> ExportedColumn:
-    kind, dtype = body["kind"], dtype_named(body["dtype"]).newbyteorder("<")
+    kind, name, dtype = body["kind"], body["name"], body["dtype"]
     if kind not in ("fixed", "ragged", "utf8", "binary", "categorical"):
         raise ValueError(f"kind {kind!r}")
-    categories = tuple(body["categories"]) if kind == "categorical" else None
-    files = {str(role): str(name) for role, name in body["files"].items()}
-    if set(files) not in ({"array"}, {"values", "offsets"}) or any(Path(name).name != name for name in files.values()):
+    if not isinstance(dtype, str) or not isinstance(name, str):
+        raise ValueError(f"name {name!r}, dtype {dtype!r}")
+    categories = _texts(body["categories"]) if kind == "categorical" else None
+    files = dict(body["files"])
+    if set(files) not in ({"array"}, {"values", "offsets"}) or not all(map(_is_file_name, _texts(files.values()))):
         raise ValueError(f"files {list(files.values())}")
-    return ExportedColumn(str(body["name"]), files, ColumnType(kind, dtype, None, categories))
+    return ExportedColumn(name, files, ColumnType(kind, dtype_named(dtype).newbyteorder("<"), None, categories))
+
+
+def _texts(found: Iterable[Any]) -> tuple[str, ...]:
+    texts = tuple(found)
+    if isinstance(found, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{shown(found)} are no texts")
+    return texts
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..") and "\0" not in name

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import shutil
 import stat
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from stores import edit_manifest, write_store
 import shardstore
 from shardstore.checksum import crc32c
 from shardstore.codecs import Codec
-from shardstore.errors import CorruptionError
+from shardstore.errors import CorruptionError, SourceError
 from shardstore.export import export_npy
 from shardstore.schema import MOST_CHUNK_BYTES, MOST_SLOTS, Field, choose_shard_rows, plan_layouts
 from shardstore.shardfile import Footer, footer_nbytes
@@ -343,3 +346,75 @@ def test_nothing_is_unpickled() -> None:
     ]
     # What a user's function raised in a process of its own goes back to the one that asked.
     assert found == ["pipeline/transforming.py: pickle.loads(pickle.dumps(failed.error))"]
+
+
+# Sources
+
+
+def archive(path: Path, header: dict[str, Any], method: int, data: bytes = b"") -> Path:
+    """Write an archive with one array, whose header says what it wants."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, header)
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("x.npy", stream.getvalue() + data)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(1 << 50,), (1, 1 << 50), (3, 1)])
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_member_that_claims_more_rows(tmp_path: Path, shape: tuple[int, ...], fortran: bool, method: int) -> None:
+    header = {"descr": "<f4", "fortran_order": fortran, "shape": shape}
+    path = archive(tmp_path / "dump.npz", header, method, bytes(8))
+    with pytest.raises(SourceError, match=r"damaged \.npz member: expected"):
+        shardstore.ingest(path, tmp_path / "store", progress=False)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_whose_archive_claims_the_same(tmp_path: Path, method: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1, 1 << 28)}
+    data = bytearray(archive(tmp_path / "dump.npz", header, method, bytes(8)).read_bytes())
+    directory = data.rindex(b"PK\x01\x02")
+    data[directory + 24 : directory + 28] = struct.pack("<I", 128 + (1 << 30))
+    (tmp_path / "dump.npz").write_bytes(data)
+    with pytest.raises(SourceError, match=r"damaged \.npz member"):
+        shardstore.ingest(tmp_path / "dump.npz", tmp_path / "store", progress=False)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_compresses_very_well_is_no_claim(tmp_path: Path, method: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1000, 5000)}
+    path = archive(tmp_path / "dump.npz", header, method, bytes(20_000_000))
+    shardstore.ingest(path, tmp_path / "store", progress=False)
+    assert not shardstore.open(tmp_path / "store")["x"][:].any()
+
+
+@posix
+@pytest.mark.parametrize("name", ["dump.npy", "dump.npz"])
+def test_pipes_are_no_dumps(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for source in (tmp_path / name, tmp_path, {"x": tmp_path / name}):
+        with pytest.raises(SourceError, match="regular file"):
+            shardstore.ingest(source, tmp_path / "store", progress=False)
+    for read in (shardstore.read_text, shardstore.read_files):
+        with pytest.raises(SourceError, match="regular file"):
+            list(read(tmp_path / name))
+    with pytest.raises(SourceError, match="regular file"):
+        list(shardstore.read_text("/dev/zero", per="line"))
+
+
+@posix
+def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(3))
+    os.mkfifo(tmp_path / "columns.json")
+    with pytest.raises(SourceError, match=r"columns\.json: expected a file"):
+        shardstore.ingest(tmp_path, tmp_path / "store", progress=False)
+
+
+@pytest.mark.parametrize("name", ["../x.npy", "/etc/passwd", "..", "", "a/b.npy", "x\0", 3, None])
+def test_an_index_names_files_beside_it(tmp_path: Path, name: Any) -> None:
+    np.save(tmp_path / "x.npy", np.arange(3))
+    column = {"name": "x", "kind": "fixed", "dtype": "int64", "files": {"array": name}}
+    (tmp_path / "columns.json").write_text(json.dumps({"shardstore_export": 1, "columns": [column]}))
+    with pytest.raises(SourceError, match="damaged index"):
+        shardstore.ingest(tmp_path, tmp_path / "store", progress=False)

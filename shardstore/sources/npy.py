@@ -5,7 +5,6 @@ Reads every header version (1.0, 2.0, 3.0). The layout is NumPy's NEP 1. Nothing
 
 from __future__ import annotations
 
-import ast
 import mmap
 import re
 from collections.abc import Iterator
@@ -19,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.errors import SourceError
-from shardstore.locks import ForkSafeLock
+from shardstore.schema import nonzero_nbytes
+from shardstore.sources.literals import parse_literal
 
 MAGIC = b"\x93NUMPY"
 # A header is a short literal; this bound keeps a damaged length field from reading a file into memory.
 _MAX_HEADER_NBYTES = 1 << 20
+_MOST_AXES = 64  # of NumPy's arrays
+_MOST_SHOWN = 300  # characters of what is wrong with one
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,19 @@ def read_header(stream: IO[bytes], label: str) -> NpyHeader:
     if len(length_bytes) < length_size or len(text) < length:
         raise SourceError(f"{label}: truncated .npy: the file ends within its header")
     try:
-        fields = _literal(text.decode("utf-8" if version == (3, 0) else "latin-1"))
-        dtype = np.lib.format.descr_to_dtype(fields["descr"])
-        shape = tuple(int(n) for n in fields["shape"])
-        fortran_order = bool(fields["fortran_order"])
-        if min(shape, default=0) < 0:
-            raise ValueError(f"negative shape {shape}")
-    except (ValueError, TypeError, KeyError, IndexError, SyntaxError, MemoryError, RecursionError) as error:
-        raise SourceError(f"{label}: damaged .npy header: {error}") from None
+        fields = parse_literal(text.decode("utf-8" if version == (3, 0) else "latin-1"))
+        dtype, shape, fortran_order = _dtype(fields["descr"]), fields["shape"], fields["fortran_order"]
+        if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"shape is {shape!r}, expected a tuple of numbers from 0 on")
+        if type(fortran_order) is not bool:
+            raise ValueError(f"fortran_order is {fortran_order!r}, expected True or False")
+        if len(shape) > _MOST_AXES or nonzero_nbytes(dtype, shape) >= 1 << 63:
+            raise ValueError(f"no array can have the shape {shape!r}")
+    # NumPy warns of dtypes by old names, which is an error where the user wants it to be.
+    except (ValueError, TypeError, KeyError, OverflowError, Warning) as error:
+        reason = str(error)
+        reason = reason if len(reason) <= _MOST_SHOWN else f"{reason[:_MOST_SHOWN]}…"
+        raise SourceError(f"{label}: damaged .npy header: {reason}") from None
     if dtype.hasobject:
         raise SourceError(
             f"{label}: an array of Python objects is a pickle, which is never loaded: save it with a numeric dtype"
@@ -112,21 +119,25 @@ def read_header(stream: IO[bytes], label: str) -> NpyHeader:
     return NpyHeader(dtype, shape, fortran_order, 8 + length_size + length)
 
 
-# Some releases of CPython 3.11 and 3.12 count the depth of a parse for all threads together: one that another thread
-# interrupts fails now and then with a SystemError (python/cpython issue 106905).
-_parsing = ForkSafeLock()
+# A dtype as NumPy writes it. It would read much more than that, whole programs of commas and brackets.
+_TYPE = re.compile(r"[<>|=]?[A-Za-z?][A-Za-z0-9_]{0,30}(\[[A-Za-z0-9/]{1,30}\])?")
 
 
-def _literal(text: str) -> Any:
-    with _parsing:
-        return _parsed(text)
+def _dtype(descr: Any) -> np.dtype[Any]:
+    """Return the dtype that is described; raise `ValueError` or `TypeError` if none is."""
+    _check_types(descr)
+    return np.lib.format.descr_to_dtype(descr)
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except SyntaxError:
-        return ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text))  # Python 2 wrote long integers so
+def _check_types(descr: Any) -> None:
+    """Raise `ValueError` unless a description is a type, a type and its shape, or a list of named ones."""
+    if isinstance(descr, tuple) and len(descr) == 2:
+        _check_types(descr[0])
+    elif isinstance(descr, list) and all(isinstance(field, tuple) and len(field) in (2, 3) for field in descr):
+        for field in descr:
+            _check_types(field[1])
+    elif not isinstance(descr, str) or not _TYPE.fullmatch(descr):
+        raise ValueError(f"not a dtype: {descr!r}")
 
 
 def little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import lzma
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -106,15 +107,41 @@ def open_members(path: Path) -> list[NpzArray]:
             key = name.removesuffix(".npy")
             label = f"{path}[{key}]"
             with _open_member(archive, key, label) as stream, _stream_errors(label):
-                members.append(NpzArray(path, key, read_header(stream, label)))
+                header = read_header(stream, label)
+            _check_size(archive, header, key, label)
+            members.append(NpzArray(path, key, header))
     return members
+
+
+# So many bytes at most does a method make of one: what claims more is not believed, before memory is taken for it.
+_MOST_EXPANSION = {
+    zipfile.ZIP_STORED: 1,
+    zipfile.ZIP_DEFLATED: 1_032,
+    zipfile.ZIP_BZIP2: 1 << 21,
+    zipfile.ZIP_LZMA: 1 << 14,
+}
+
+
+def _check_size(archive: zipfile.ZipFile, header: NpyHeader, key: str, label: str) -> None:
+    """Raise `SourceError` unless a member has as many bytes as its header says, and the archive as it says of it."""
+    info = archive.getinfo(f"{key}.npy")
+    expected = header.data_offset + header.data_nbytes
+    if info.file_size != expected:
+        raise SourceError(
+            f"{label}: truncated or damaged .npz member: expected {expected:,} bytes, found {info.file_size:,}"
+        )
+    assert archive.fp is not None
+    stored = min(info.compress_size, archive.fp.seek(0, 2))
+    # A few bytes of a stream say how it is compressed, and none of what is.
+    if expected > (stored + 1) * _MOST_EXPANSION[info.compress_type]:
+        raise SourceError(f"{label}: damaged .npz member: {stored:,} bytes cannot be {expected:,} when decompressed")
 
 
 @contextmanager
 def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, OSError) as error:
         raise SourceError(f"{path}: truncated or damaged .npz: {error}") from None
     with archive:
         yield archive
@@ -125,11 +152,18 @@ def _open_member(archive: zipfile.ZipFile, key: str, label: str) -> IO[bytes]:
         return archive.open(f"{key}.npy")
 
 
+# What reading a member raises; the archive's own directory tells zipfile where to look and how much to take.
+_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, RuntimeError, ValueError, OverflowError, MemoryError, OSError),
+)
+
+
 @contextmanager
 def _stream_errors(label: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
+    except _ERRORS as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the disk that a member is copied to is full
         raise SourceError(f"{label}: truncated or damaged .npz member: {error}") from None

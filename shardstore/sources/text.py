@@ -32,7 +32,12 @@ class FileRows:
         self._read = read
 
     def __iter__(self) -> FileRowIterator:
-        return FileRowIterator(row for file in self.files for row in self._read(file))
+        return FileRowIterator(row for file in self.files for row in self._rows_of(file))
+
+    def _rows_of(self, file: Path) -> Iterator[Row | RowError]:
+        if file.exists() and not file.is_file():  # a pipe would be waited for, and a device may never end
+            return iter((RowError(str(file), "not a regular file"),))
+        return self._read(file)
 
 
 class FileRowIterator:
