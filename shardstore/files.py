@@ -182,10 +182,18 @@ def write_file(path: Path, data: bytes) -> None:
 
 def partial_directory(destination: Path) -> Path:
     """Return a new, empty directory beside `destination`, in which a tree can be built before it gets that name."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(destination.parent)
     path = destination.with_name(f"{destination.name}.partial-{uuid.uuid4().hex[:8]}")
     path.mkdir()
     return path
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder, and those that it lies in, so that their names are on disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        fsync_directory(folder.parent)
 
 
 def publish_directory(partial: Path, destination: Path) -> None:

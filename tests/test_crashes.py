@@ -15,6 +15,7 @@ from tools import crashes, operations
 from tools.faults import attempt
 from tools.operations import Operation
 from tools.tracing import calls_seen_and_traced
+from tools.workplaces import Workplace, WrongError, scratch
 
 # Sources that are the same for all tests; no test writes there.
 NAMES = [operation.name for operation in operations.operations(Path())]
@@ -29,7 +30,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with crashes.scratch() as path:
+    with scratch() as path:
         yield path
 
 
@@ -46,13 +47,13 @@ def test_interrupted_at_any_call_a_store_is_the_old_one_or_the_new_one(folder: P
 
 def test_what_was_computed_before_a_kill_is_not_computed_again(folder: Path, sources: Path) -> None:
     operation = named("add a computed column", sources)
-    bench = crashes.Bench(folder, operation)
+    place = Workplace(folder, operation)
     again = []
-    for at in range(len(bench.calls())):
-        bench.reset()
-        assert attempt(operation.run, bench.work, "kill", at).kind == "killed"
+    for at in range(len(crashes.calls_of(place))):
+        place.reset()
+        assert attempt(operation.run, place.work, "kill", at).kind == "killed"
         operations.COMPUTED.clear()
-        operation.run(bench.work)
+        operation.run(place.work)
         again.append(sum(operations.COMPUTED))
     assert again == sorted(again, reverse=True)
     # Behind each of the shards of 8 rows, from the first row of a batch of 5; and nothing, once it is committed.
@@ -82,7 +83,7 @@ def say_nothing(drop: Operation, folder: Path) -> None:
 )
 def test_what_is_wrong_is_found(folder: Path, sources: Path, run: Callable[[Operation, Path], None], says: str) -> None:
     drop = named("drop a column", sources)
-    with pytest.raises(crashes.WrongError, match=says):
+    with pytest.raises(WrongError, match=says):
         crashes.run(folder, dataclasses.replace(drop, run=partial(run, drop)), ("EIO",))
 
 
