@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What takes seconds to import, and most children of a fork server need: it imports it once.
-multiprocessing.set_forkserver_preload(["pytest", "shardstore.torch", "torchdata.stateful_dataloader", "accelerate"])
+multiprocessing.set_forkserver_preload(
+    ["pytest", "shardstore.cli", "shardstore.torch", "torchdata.stateful_dataloader", "accelerate"]
+)
 
 # A busy machine is no failure: no example has a time limit.
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}

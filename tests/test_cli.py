@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pty
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,37 @@ import pytest
 from typer.testing import CliRunner
 
 import shardstore
+from shardstore import cli
 from shardstore.cli import app
+
+ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1"}
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, a copy of one that has imported it already."""
+    context = multiprocessing.get_context("forkserver")
+    command = [*map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = context.Process(target=be_the_command, args=(command, out, err))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(command, process.exitcode, out.read_text(), err.read_text())
+
+
+def be_the_command(arguments: list[str], out: Path, err: Path) -> None:
+    for path, descriptor in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ |= ENVIRONMENT
+    sys.argv = ["shardstore", *arguments]
+    cli.main()
+
+
+def run_fresh(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a fresh interpreter, as a user does."""
     command = [sys.executable, "-m", "shardstore", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ENVIRONMENT)
 
 
 @pytest.fixture
@@ -79,12 +105,12 @@ def test_ingest_info_head_verify_export(tmp_path: Path, dumps: Path) -> None:
 def test_a_shells_expansion_keeps_its_order_and_says_so(tmp_path: Path, dumps: Path) -> None:
     expanded = sorted(dumps.glob("*.npy"))
     assert [file.name for file in expanded] == ["part-1.npy", "part-10.npy", "part-2.npy"]
-    done = run("ingest", *expanded, tmp_path / "s")
+    done = run_fresh("ingest", *expanded, tmp_path / "s")
     assert done.returncode == 0
     assert done.stderr.startswith("note: files are taken in the order given")
     found = shardstore.open(tmp_path / "s")["data"][:]
     assert np.array_equal(found, np.concatenate([np.load(file) for file in expanded]))
-    done = run("ingest", dumps / "*.npy", tmp_path / "t")
+    done = run_fresh("ingest", dumps / "*.npy", tmp_path / "t")
     assert (done.returncode, done.stderr) == (0, "")
     assert np.array_equal(shardstore.open(tmp_path / "t")["data"][:], table_of(dumps))
 
@@ -243,10 +269,10 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 
 def test_usage() -> None:
-    assert run("--version").stdout.strip() == shardstore.__version__
-    assert run("--help").returncode == 0
-    assert run("nonsense").returncode == 2
-    assert run("ingest").returncode == 2
+    assert run_fresh("--version").stdout.strip() == shardstore.__version__
+    assert run_fresh("--help").returncode == 0
+    assert run_fresh("nonsense").returncode == 2
+    assert run_fresh("ingest").returncode == 2
     for command in ("ingest", "info", "head", "verify", "export", "shuffle-report", "profile", "bench", "demo"):
         assert command in CliRunner().invoke(app, "--help").stdout
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
