@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import flip_bit
 from typer.testing import CliRunner
 
 import shardstore
@@ -296,3 +297,12 @@ def test_progress_is_drawn_on_a_terminal_only(tmp_path: Path, dumps: Path) -> No
     assert process.returncode == 0
     assert b"ingest" in drawn
     assert b"KiB" in drawn
+
+
+def test_damaged_rows_are_not_exported(tmp_path: Path, dumps: Path) -> None:
+    assert run("ingest", dumps, tmp_path / "s").returncode == 0
+    flip_bit(tmp_path / "s/data/c/0/0", 100)
+    done = run("export", tmp_path / "s", tmp_path / "out")
+    assert done.returncode == 1
+    assert "data/c/0/0, chunk 0 (rows 0 to 299): CRC32C is" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -24,6 +24,12 @@ def test_every_damage_is_found_named_and_never_read(tmp_path: Path, kind: str) -
     assert {name for _, _, name in counts.tried} == {each.__name__ for each in damage.DAMAGES}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("fault", ["kill", "torn", "EIO"])
+def test_a_repair_that_ends_early_loses_nothing(tmp_path: Path, fault: str) -> None:
+    assert damage.interrupt_repairs(tmp_path, fault, step=5) > 10
+
+
 def test_what_is_missed_would_be_noticed(tmp_path: Path) -> None:
     subject = damage.make_subject(tmp_path, "raw")
     (part,) = [part for part in damage.parts(subject) if part.name == "chunk" and part.file == "x/c/1/0"]

@@ -1,7 +1,8 @@
 """Damage every part of small stores in every way, and see that all of it is found, named and never read.
 
     python -m tools.damage                     20 of each damage to each part of each store
-    python -m tools.damage --each 500 --repair  500 of each, and whatever `repair` makes of them
+    python -m tools.damage --each 500 --repair 500 of each, and what `repair` makes of them
+    python -m tools.damage --interrupt         kill a repair at every call to the file system, and let every call fail
 
 A store is damaged in one place, and then has to be refused when it is opened, or else to be verified to exactly the
 files, chunks and rows that are not what was written; and rows that are read with `verify="on_read"` have to be those
@@ -29,6 +30,7 @@ from shardstore.damage import Damage
 from shardstore.entries import ArrayEntry
 from shardstore.manifest import METADATA_FILE, Manifest
 from shardstore.shardfile import footer_nbytes
+from tools.faults import FAULTS, attempt
 
 KINDS = ("raw", "zstd", "blosc:lz4", "ragged")
 ROWS = 700
@@ -327,6 +329,48 @@ def _tree(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+# Repairs that end early
+
+
+def interrupt_repairs(folder: Path, fault: str, step: int = 1) -> int:
+    """Let a repair have a fault at every `step`-th call to the file system; return at how many calls it had one.
+
+    Raises:
+        MissedError: if a file is lost, or the next repair does not make the store whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    subject = make_subject(folder, "raw")
+    dumps = {name: folder / f"{name}.npy" for name in subject.rows}
+    for name, path in dumps.items():
+        np.save(path, subject.rows[name])
+    group = (subject.pristine / METADATA_FILE).read_bytes()
+    shard = bytearray((subject.pristine / "x/c/1/0").read_bytes())
+    shard[-10] ^= 1
+    contents = {
+        METADATA_FILE: group[: len(group) - 50],
+        "y/zarr.json": b"{}",
+        "x/c/0/0": None,
+        "x/c/1/0": bytes(shard),
+        "y/c/1": (subject.pristine / "y/c/1").read_bytes()[:1000],
+    }
+    at = 0
+    while True:
+        subject.restore()
+        apply(subject, contents)
+        outcome = attempt(lambda _: shardstore.repair(subject.path, dumps, progress=False), folder, fault, at)
+        if outcome.kind == "finished" and not outcome.hit:
+            return at // step
+        if not outcome.is_clear:
+            raise MissedError(f"{fault} at call {at} ({outcome.hit}): {outcome.error}")
+        kept = {content for path in folder.glob("store*") for content in _tree(path).values()}
+        if lost := [name for name, content in contents.items() if content is not None and content not in kept]:
+            raise MissedError(f"{fault} at call {at} ({outcome.hit}): lost {', '.join(lost)}")
+        report = shardstore.repair(subject.path, dumps, progress=False)
+        if not report.ok or _tree(subject.path) != _tree(subject.pristine):
+            raise MissedError(f"{fault} at call {at} ({outcome.hit}): the next repair leaves {report.left}")
+        at += step
+
+
 # All of it
 
 
@@ -381,7 +425,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repair", action="store_true", help="also repair each")
     parser.add_argument("--only", choices=KINDS, action="append", help="kinds of stores; all by default")
+    parser.add_argument("--interrupt", action="store_true", help="only interrupt repairs")
     options = parser.parse_args()
+    if options.interrupt:
+        for fault in FAULTS:
+            with tempfile.TemporaryDirectory() as folder:
+                print(f"{fault}: at {interrupt_repairs(Path(folder), fault):,} calls")
+        return
     tried: Counter[tuple[str, str]] = Counter()
     found: Counter[str] = Counter()
     repaired: Counter[str] = Counter()

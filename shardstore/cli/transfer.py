@@ -100,7 +100,7 @@ def export(
     path: StorePath,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory.", show_default=False)],
 ) -> None:
-    """Write a store's columns back to .npy files."""
-    with user_errors(), shardstore.open(path) as store:
+    """Write a store's columns back to .npy files; none of it is written unchecked."""
+    with user_errors(), shardstore.open(path, verify="on_read") as store:
         for file in export_npy(store, directory):
             out.print(str(file), soft_wrap=True, markup=False)
