@@ -124,7 +124,8 @@ def explained_errors(destination: Path, kept: str = "nothing was kept of the att
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(destination.parent).free
+            there = next(folder for folder in destination.absolute().parents if folder.is_dir())
+            free = shutil.disk_usage(there).free
             raise DestinationError(f"no space left for {destination}: {free:,} bytes are free there; {kept}") from error
         if error.errno in _REFUSALS:
             where = f" ({error.filename})" if error.filename else ""

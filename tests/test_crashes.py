@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import crashes, operations
+from tools import crashes, full_disk, operations
 from tools.faults import attempt
 from tools.operations import Operation
 from tools.tracing import calls_seen_and_traced
@@ -92,3 +92,10 @@ def test_every_call_that_changes_a_file_is_one_of_those(folder: Path) -> None:
     seen, traced = calls_seen_and_traced(folder)
     assert seen == traced
     assert sum(sum(counts.values()) for counts in seen.values()) > 1000
+
+
+def test_a_disk_that_fills_up_leaves_the_old_store() -> None:
+    if not full_disk.can_mount():
+        pytest.skip("no file system can be mounted here")
+    full = full_disk.run(["create from rows", "add an array"], step=6)
+    assert all(counts["bytes"] and counts["files"] for counts in full.values())

@@ -37,7 +37,7 @@ class Workplace:
     def __init__(self, folder: Path, operation: Operation, copy: Callable[..., object] = os.link) -> None:
         self.operation = operation
         self.work = folder / "work"
-        self.work.mkdir()
+        self.work.mkdir(exist_ok=True)
         self._copy = copy
         self._template = folder / "template"
         self._template.mkdir()
