@@ -195,7 +195,7 @@ def _store_id(body: Mapping[str, Any]) -> str:
 
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_RESTORE = "restore zarr.json from a copy or ingest again"
+_RESTORE = "restore zarr.json from a copy, or see what shardstore repair can do"
 
 
 def load_manifest(store: Path) -> tuple[Directory, Manifest]:

@@ -100,7 +100,7 @@ class Footer:
         return cls(bounds, checksums[:chunks].copy())
 
 
-RESTORE = "restore the file from a copy or ingest again"
+RESTORE = "restore the file from a copy, or see what shardstore repair can do"
 
 
 class ShardWriter:

@@ -24,6 +24,7 @@ from shardstore.readers.opening import open_reader, warn_of_maps
 from shardstore.readers.shared import Shared
 from shardstore.schema import Chunking, Field
 from shardstore.selection import Rows, Selection
+from shardstore.shardfile import RESTORE
 
 if TYPE_CHECKING:
     from shardstore.verify import VerifyReport
@@ -152,7 +153,7 @@ class StoreFiles:
             start, stop = ranges[wrong.argmax()].tolist()
             raise CorruptionError(
                 f"{self.path / name}, row {row:,}: its range [{start:,}, {stop:,}) is not within the {items:,} items "
-                "of the column; run shardstore verify, and restore the file from a copy or ingest again"
+                f"of the column; run shardstore verify; {RESTORE}"
             )
         return ranges
 
