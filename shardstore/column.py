@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from shardstore.locks import cached_property
 from shardstore.ragged import Ragged, Strings, Values
 from shardstore.schema import Field
 from shardstore.selection import Rows, Selection, normalize
@@ -29,12 +30,19 @@ class Column:
         self._name = name
         self._files = files
         self._selection = selection
-        self._field = files.field(name)
 
     @property
     def name(self) -> str:
         """The column's name."""
         return self._name
+
+    @cached_property
+    def _field(self) -> Field:
+        return self._files.field(self._name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A field may have many categories, which the store has, too.
+        return {name: value for name, value in self.__dict__.items() if name != "_field"}
 
     @property
     def field(self) -> Field:

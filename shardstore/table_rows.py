@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shardstore.buffers import Allocate
 from shardstore.feeds import Feed, feed_of
+from shardstore.locks import cached_property
 from shardstore.order import Order, WindowShuffle
 from shardstore.ragged import Ragged, Values, owned
 from shardstore.ragged_rows import RaggedFiles
@@ -102,10 +103,25 @@ class TableRows:
         self._populated_by: int | None = None
         self.columns = columns
         self.names = ("rows",)
-        self.schema = {name: files.field(name) for name in columns}
-        chunkings = {name: files.chunking(name) for name in columns}
-        self.row_nbytes = sum(chunking.row_nbytes for chunking in chunkings.values())
-        self.decoded = tuple(name for name, chunking in chunkings.items() if chunking.decoded)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What follows is known again once the files are opened: fields may have many categories.
+        return TableRows, (self._files, self.columns, self._selection, self._order)
+
+    @cached_property
+    def schema(self) -> dict[str, Field]:
+        """What a row has of each column."""
+        return {name: self._files.field(name) for name in self.columns}
+
+    @cached_property
+    def row_nbytes(self) -> int:
+        """Bytes of a row of all columns."""
+        return sum(self._files.chunking(name).row_nbytes for name in self.columns)
+
+    @cached_property
+    def decoded(self) -> tuple[str, ...]:
+        """The names of columns whose chunks are decoded."""
+        return tuple(name for name in self.columns if self._files.chunking(name).decoded)
 
     def feed(self, empty: Allocate = np.empty, copy: bool = True) -> Feed:
         """Return a new feed of the rows in their order; without `copy`, consecutive ones may be views."""

@@ -214,16 +214,17 @@ class _Again:
 
 
 def write_wide_store(path: Path, shards: int, columns: int) -> None:
-    """Write a store of many shards in many columns, 8 rows each."""
+    """Write a store of many shards in many columns, 8 rows each, the last column one of many categories."""
     rows = np.arange(8 * shards)
-    with shardstore.Writer(path, shard_bytes=64, chunk_bytes=64) as writer:
-        writer.append({f"column_{number}": rows + number for number in range(columns)})
+    with shardstore.Writer(path, shard_bytes=64, chunk_bytes=64, types={"kind": "categorical"}) as writer:
+        kinds = [f"kind {number % 5000}" for number in range(len(rows))]
+        writer.append({**{f"column_{number}": rows + number for number in range(columns - 1)}, "kind": kinds})
 
 
 def pickles_over(path: Path, with_torch: bool) -> dict[str, bytes]:
     """Return pickles of all that can be made of a store and was read, but for views that list their rows."""
     store = shardstore.open(path)
-    first = store.columns[0]
+    first = store.columns[-1]
     part = store.split(train=0.9, test=0.1)["train"]
     things: dict[str, Any] = {
         "store": store,
@@ -232,7 +233,7 @@ def pickles_over(path: Path, with_torch: bool) -> dict[str, bytes]:
         "part": part,
         "part of a part": part.split(a=0.5, b=0.5)["a"],
         "selected columns": store.select(first),
-        "join": store.select(first).join(store.select(*store.columns[1:])),
+        "join": store.select(first).join(store.select(*store.columns[:-1])),
         "mixture": shardstore.mix({store: 1, part: 2}),
         "stream": store.batches(BATCH, shuffle="full"),
         "window stream": store.batches(BATCH, shuffle="window", prefetch=2),

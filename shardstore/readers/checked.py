@@ -95,8 +95,10 @@ class CheckedReader(Reader):
         for chunk in unchecked.tolist():
             self._check_chunk(chunk)
         with self._counting:  # of two threads, one counts
-            self._left -= len(unchecked) - int(self._checked[unchecked].sum())
+            # In this order: the child of a fork may see half of it, and must not take any for checked that are not.
+            others = len(unchecked) - int(self._checked[unchecked].sum())
             self._checked[unchecked] = True
+            self._left -= others
 
     def _unchecked(self, chunks: Rows) -> Rows:
         checked = self._checked[chunks]
