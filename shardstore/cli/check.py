@@ -43,6 +43,8 @@ def verify(
         for damage in () if as_json else report.damages:
             print(f"damaged: {damage}", file=sys.stderr)
         if not report.ok:
+            if not as_json:
+                print("see what shardstore repair can do; it is best given the original dumps", file=sys.stderr)
             raise typer.Exit(1)
 
 

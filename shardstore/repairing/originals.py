@@ -121,14 +121,13 @@ def recorded_files(manifest: Manifest, given: Paths) -> list[Path]:
 
     Nothing if it names none, or one is not there with its size.
     """
-    origin = manifest.provenance.get("sources") or {}
     places = [given] if isinstance(given, str | os.PathLike) else list(given)
     pool: dict[tuple[str, int], list[Path]] = {}
     for file in sorted(_all_files(places), key=natural_key):
         pool.setdefault((file.name, file.stat().st_size), []).append(file)
     files: list[Path] = []
     members: set[str] = set()
-    for name, size in zip(origin.get("names", ()), origin.get("sizes", ()), strict=True):
+    for name, size in _recorded(manifest):
         member = _MEMBER.fullmatch(name)
         if member is not None and files and files[-1].name == member[1] and name not in members:
             members.add(name)  # one more array of the same archive
@@ -140,6 +139,14 @@ def recorded_files(manifest: Manifest, given: Paths) -> list[Path]:
         files.append(found.pop(0) if len(found) > 1 else found[0])
         members = {name}
     return files
+
+
+def _recorded(manifest: Manifest) -> list[tuple[str, int]]:
+    """Return name and size of each file that the rows came from, as far as the manifest says so."""
+    origin: Any = manifest.provenance.get("sources")
+    names, sizes = (origin.get(key, ()) if isinstance(origin, dict) else () for key in ("names", "sizes"))
+    pairs = zip(names, sizes, strict=False)
+    return [(name, size) for name, size in pairs if isinstance(name, str) and isinstance(size, int)]
 
 
 def _all_files(places: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
@@ -205,10 +212,7 @@ def _records(task: Task, done: Done) -> Iterator[tuple[str, int, ShardRecord]]:
 
 def provenance_text(manifest: Manifest) -> str:
     """Say which files a store was made of."""
-    origin: Mapping[str, Any] = manifest.provenance.get("sources") or {}
-    names = [
-        f"{name} ({size:,} bytes)" for name, size in zip(origin.get("names", ()), origin.get("sizes", ()), strict=True)
-    ]
+    names = [f"{name} ({size:,} bytes)" for name, size in _recorded(manifest)]
     if not names:
         return "the manifest does not say which files the rows came from"
     shown = ", ".join(names[:5])

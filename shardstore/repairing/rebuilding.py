@@ -82,7 +82,7 @@ def _column(directory: Directory, name: str) -> ColumnEntry:
         else:
             data = _array(directory, name, documents[name])
             entry = ColumnEntry(Field.of(name, data.layout.field.dtype, data.layout.field.row_shape), data)
-    except (KeyError, IndexError, TypeError, ValueError, SchemaError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, SchemaError) as error:
         raise CorruptionError(
             f"{directory.path / name / METADATA_FILE}: not the metadata of a column: {error}"
         ) from None

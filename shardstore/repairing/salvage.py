@@ -64,6 +64,9 @@ class Remains:
         end = self.rows * self.layout.field.row_nbytes if self.layout.codec.is_raw else self._data_nbytes
         return read_at(self.descriptor, max(0, min(nbytes, end - offset)), offset).ljust(nbytes, b"\0")
 
+    def _read_stored(self, offset: int, nbytes: int) -> bytes:
+        return read_at(self.descriptor, nbytes, offset)
+
     def _footer(self) -> Footer | None:
         slots, chunks = self.layout.slots, self.layout.chunks_for(self.rows)
         size = footer_nbytes(slots)
@@ -87,7 +90,7 @@ class Remains:
         sizes = np.frombuffer(left, "<u8", 2 * chunks, 4 * layout.slots).reshape(chunks, 2)[:, 1]
         if (sizes <= self._data_nbytes).all():
             yield np.concatenate([np.zeros(1, np.uint64), np.cumsum(sizes, dtype=np.uint64)])
-        ends = list(chunk_ends(layout.codec, lambda offset, nbytes: read_at(self.descriptor, nbytes, offset), chunks))
+        ends = list(chunk_ends(layout.codec, self._read_stored, chunks, layout.chunk_nbytes))
         if len(ends) == chunks:
             yield np.array([0, *ends], np.uint64)
 
