@@ -2,7 +2,7 @@
 
     python tools/processes.py read [--forks 100] [--no-torch]
     python tools/processes.py pickles [--shards 10000] [--columns 10]
-    python tools/processes.py memory [--workers 64] [--megabytes 400]
+    python tools/processes.py memory [--workers 64] [--megabytes 400] [--codecs raw zstd]
 
 `read` reads stores in all ways in this process; then children by fork, while threads of this process go on reading, by
 spawn and by forkserver read the same, and so do workers of torch's DataLoader by each. `pickles` prints the
@@ -361,6 +361,7 @@ def main() -> int:
     memory = commands.add_parser("memory")
     memory.add_argument("--workers", type=int, default=64)
     memory.add_argument("--megabytes", type=int, default=400)
+    memory.add_argument("--codecs", nargs="+", default=["raw"])
     arguments = parser.parse_args()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -376,7 +377,7 @@ def main() -> int:
                 print(f"  {name:22} {size:6,} bytes")
         else:
             print("start method, codec, store: of each worker at the most, in MB: anonymous, private dirty, PSS, files")
-            for codec in ("raw", "zstd"):
+            for codec in arguments.codecs:
                 for megabytes in (arguments.megabytes // 8, arguments.megabytes):
                     path = folder / f"{codec}-{megabytes}"
                     write_rows(path, megabytes << 20, codec)
