@@ -59,7 +59,7 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 def make(request: pytest.FixtureRequest, path: Path, options: dict[str, Any]) -> Callable[[], Loader]:
     """Return what makes a new loader over a new dataset."""
     if request.param == "rows":
-        return lambda: StatefulDataLoader(StoreIterableDataset(path, shuffle=True, seed=3), batch_size=64, **options)
+        return lambda: StatefulDataLoader(StoreIterableDataset(path, shuffle=True, seed=3), batch_size=110, **options)
     return lambda: StatefulDataLoader(
         StoreIterableDataset(path, batch_size=128, shuffle=True, seed=3), batch_size=None, **options
     )
