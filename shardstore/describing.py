@@ -56,9 +56,11 @@ def _describe_column(entry: ColumnEntry) -> dict[str, Any]:
     }
 
 
-def _sources(sources: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def _sources(sources: Any) -> list[dict[str, Any]]:
     keys = {"names": "name", "sizes": "nbytes", "shapes": "shape", "dtypes": "dtype"}
-    columns = [sources.get(key, []) for key in keys]
+    columns = [sources.get(key, []) for key in keys] if isinstance(sources, dict) else []
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return []  # what is not to be understood is of no use to anybody
     return [dict(zip(keys.values(), values, strict=True)) for values in zip(*columns, strict=True)]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardstore.buffers import Allocate
 from shardstore.casting import exact_array
+from shardstore.errors import CorruptionError
 from shardstore.selection import Rows, normalize
 
 Side = Literal["right", "left"]
@@ -228,17 +229,24 @@ class Ragged:
         return f"{type(self).__name__}({len(self):,} rows of {items}, {len(self.values):,} items)"
 
 
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptionError(f"a string is not UTF-8 ({error}): shardstore verify --deep names its row") from None
+
+
 class Strings(Ragged):
     """Rows that are strings: `values` are their UTF-8 bytes."""
 
     def _row(self, items: NDArray[Any]) -> str:
-        return items.tobytes().decode()
+        return _decoded(items.tobytes())
 
     def to_list(self) -> list[str]:
         """Return the strings."""
         text = self.values.tobytes()
         bounds = self.offsets.tolist()
-        return [text[start:stop].decode() for start, stop in pairwise(bounds)]
+        return [_decoded(text[start:stop]) for start, stop in pairwise(bounds)]
 
     def to_numpy(self) -> NDArray[Any]:
         """Return the strings as an array of NumPy's `StringDType`."""
