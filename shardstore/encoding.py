@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -319,9 +320,9 @@ def _checked_utf8(strings: Strings) -> Strings:
         begins = strings.offsets[:-1][strings.lengths > 0]
         if not ((strings.values[begins] & 0xC0) == 0x80).any():
             return strings
-    for row in range(len(strings)):
+    for row, (start, stop) in enumerate(pairwise(strings.offsets.tolist())):
         try:
-            strings[row]
+            strings.values[start:stop].tobytes().decode()
         except UnicodeDecodeError as error:
             raise InvalidRowError(row, f"not UTF-8: {error.reason} at byte {error.start}") from None
     return strings
