@@ -18,6 +18,7 @@ from shardstore.locks import cached_property, without_forks
 
 BLOSC_CNAMES = ("lz4", "lz4hc", "blosclz", "zstd", "zlib")
 _FORMS = '"raw", "zstd", "zstd:1" to "zstd:22", or "blosc:CNAME" with CNAME one of ' + ", ".join(BLOSC_CNAMES)
+DEFAULT_CODEC = "raw"
 _DEFAULT_LEVEL = {"raw": 0, "zstd": 3, "blosc": 5}
 _LEVELS = {"raw": range(1), "zstd": range(1, 23), "blosc": range(10)}
 # No codec makes more bytes of one: the best that Zstandard can say in its 4 bytes is that one is repeated 128 KiB long.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.codecs import MOST_EXPANSION, Codec
-from shardstore.entries import ArrayEntry, ColumnEntry
+from shardstore.entries import ArrayEntry, ColumnEntry, Successor
 from shardstore.errors import FormatError, SchemaError
 from shardstore.schema import (
     EXTENDED_DTYPES,
@@ -28,7 +28,7 @@ from shardstore.shardfile import footer_nbytes
 # Kinds of columns that are a logical type of the kind that carries them.
 LOGICAL_KINDS = ("utf8", "binary", "categorical")
 # All other keys are kept as they are: a later release put them there.
-_ARRAY_KEYS = frozenset(("chunk_rows", "shard_nbytes", "footer_crc32c"))
+_ARRAY_KEYS = frozenset(("chunk_rows", "shard_nbytes", "footer_crc32c", "successor"))
 _COLUMN_KEYS = _ARRAY_KEYS | {
     *("name", "kind", "dtype", "logical", "row_shape", "codec", "categories"),
     *("items", "shard_items", "ranges", "extra"),
@@ -62,11 +62,12 @@ def column_body(entry: ColumnEntry) -> dict[str, Any]:
 
 
 def _array_body(entry: ArrayEntry) -> dict[str, Any]:
-    return {
+    body = {
         "chunk_rows": entry.layout.chunk_rows,
         "shard_nbytes": entry.nbytes.tolist(),
         "footer_crc32c": entry.footer_crc32c.tolist(),
     }
+    return body if entry.successor is None else {**body, "successor": list(entry.successor)}
 
 
 def _logical(spec: Field) -> str | None:
@@ -143,9 +144,18 @@ def _read_array(body: Mapping[str, Any], spec: Field, codec: Codec, shard_rows: 
     if rows * nonzero_nbytes(spec.dtype, spec.row_shape) >= 1 << 63:
         raise ValueError(f"{rows:,} rows of shape {spec.row_shape} are more than an array can have")
     nbytes, checksums = _integers(body, "shard_nbytes", _MOST), _integers(body, "footer_crc32c", 1 << 32)
-    entry = ArrayEntry(layout, rows, nbytes, checksums)
+    entry = ArrayEntry(layout, rows, nbytes, checksums, _read_successor(body, len(nbytes)))
     _check_sizes(entry)
     return entry
+
+
+def _read_successor(body: Mapping[str, Any], shards: int) -> Successor | None:
+    if "successor" not in body:
+        return None
+    shard, generation = body["successor"]
+    if type(shard) is not int or type(generation) is not int or not 0 <= shard < shards or generation < 2:
+        raise ValueError(f"successor is {body['successor']!r}, expected a shard's number and a generation")
+    return Successor(shard, generation)
 
 
 def _check_sizes(entry: ArrayEntry) -> None:

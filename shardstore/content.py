@@ -18,7 +18,8 @@ from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.files import Directory
 from shardstore.readers.opening import open_reader
 from shardstore.readers.shared import Shared
-from shardstore.shardfile import footer_nbytes, open_shard, read_at
+from shardstore.shardfile import footer_nbytes, read_at
+from shardstore.shards import open_shard
 
 _ROWS_AT_ONCE = 1 << 16
 _NBYTES_AT_ONCE = 4 << 20
@@ -89,12 +90,11 @@ def _padding_damages(directory: Directory, entry: ArrayEntry) -> Iterator[Damage
         return
     shard = layout.num_shards(entry.rows) - 1
     nbytes = missing * layout.field.row_nbytes
-    size = entry.record(shard).nbytes
-    descriptor = open_shard(directory, layout.shard_key(shard), size)
+    file = open_shard(directory, entry, shard)
     try:
-        padding = read_at(descriptor, nbytes, size - footer_nbytes(layout.slots) - nbytes)
+        padding = read_at(file.descriptor, nbytes, file.record.nbytes - footer_nbytes(layout.slots) - nbytes)
     finally:
-        os.close(descriptor)
+        os.close(file.descriptor)
     if padding.strip(b"\0"):
         chunk = entry.rows % layout.shard_rows // layout.chunk_rows
         yield Damage(layout.shard_key(shard), "the places behind the last row are not zero", chunk)

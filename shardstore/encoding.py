@@ -61,7 +61,7 @@ class ColumnEncoder:
             return self._encode_fixed(values, first_row)
         except InvalidRowError as error:
             raise SchemaError(f"column {self._name!r}, row {first_row + error.row:,}: {error.what}") from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise SchemaError(f"column {self._name!r}, rows from {first_row:,} on: {error}") from None
 
     @property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,22 @@ from numpy.typing import NDArray
 from shardstore.schema import ArrayLayout, Chunking, Field, power_of_two_at_most
 from shardstore.shardfile import ShardRecord
 
+# The key of a column's `extra` that holds statistics of all its rows.
+STATISTICS = "statistics"
 # Rows of a ragged column do not begin where chunks do: of so many chunks that are read together, one more is decoded.
 _RAGGED_CHUNKS = 16
+
+
+class Successor(NamedTuple):
+    """A shard file that was written in the place of a shorter one.
+
+    Attributes:
+        shard: number of the shard.
+        generation: that of the commit which put it there. It has a name of its own until it gets the shard's.
+    """
+
+    shard: int
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -26,12 +40,17 @@ class ArrayEntry:
         rows: how many rows it has.
         nbytes: int64 `(shards,)`, each shard file's size.
         footer_crc32c: int64 `(shards,)`, each footer's CRC32C.
+        successor: the last shard file that took the place of another one, or None.
+        rows_on_disk: how many rows the shard files hold: more than `rows` where these are an earlier generation's; None
+            for as many.
     """
 
     layout: ArrayLayout
     rows: int
     nbytes: NDArray[np.int64]
     footer_crc32c: NDArray[np.int64]
+    successor: Successor | None = None
+    rows_on_disk: int | None = None
 
     def record(self, shard: int) -> ShardRecord:
         """Return what is known of one shard file."""
@@ -41,6 +60,34 @@ class ArrayEntry:
     def keys(self) -> list[str]:
         """The paths of all shard files within the store, in order."""
         return self.layout.shard_keys(self.rows)
+
+    def names(self, shard: int) -> tuple[str, ...]:
+        """Return the paths at which a shard file may be: the first of them at which there is one."""
+        key = self.layout.shard_key(shard)
+        if self.successor is None or self.successor.shard != shard:
+            return (key,)
+        return (successor_key(key, self.successor.generation), key)
+
+    def rows_in_file(self, shard: int) -> int:
+        """Return how many rows a shard file holds."""
+        return self.layout.rows_in_shard(shard, self.rows if self.rows_on_disk is None else self.rows_on_disk)
+
+    def is_growing(self, shard: int) -> bool:
+        """Whether a longer file may take the place of a shard's: that of the last one, while it is short."""
+        return self.rows_in_file(shard) < self.layout.shard_rows
+
+    def up_to(self, rows: int) -> ArrayEntry:
+        """Return the same array with its first rows only."""
+        shards = self.layout.num_shards(rows)
+        on_disk = self.rows if self.rows_on_disk is None else self.rows_on_disk
+        successor = self.successor if self.successor is not None and self.successor.shard < shards else None
+        return ArrayEntry(self.layout, rows, self.nbytes[:shards], self.footer_crc32c[:shards], successor, on_disk)
+
+
+def successor_key(key: str, generation: int) -> str:
+    """Return the path of a shard file that is to take the place of another one at `key`."""
+    folder, _, name = key.rpartition("/")
+    return f"{folder}/.{name}.tail-{generation}"
 
 
 @dataclass(frozen=True)
@@ -88,6 +135,17 @@ class ColumnEntry:
     def num_shards(self) -> int:
         """How many shard files there are."""
         return sum(len(entry.nbytes) for entry in self.arrays)
+
+    def array(self, name: str) -> ArrayEntry:
+        """Return the array at a path in the store."""
+        return next(array for array in self.arrays if array.layout.field.name == name)
+
+    def up_to(self, rows: int, items: int) -> ColumnEntry:
+        """Return the same column with its first rows only, which have so many items, and without their statistics."""
+        extra = {key: value for key, value in self.extra.items() if key != STATISTICS}
+        if self.ranges is None:
+            return replace(self, data=self.data.up_to(rows), extra=extra)
+        return replace(self, data=self.data.up_to(items), ranges=self.ranges.up_to(rows), extra=extra)
 
     @property
     def chunking(self) -> Chunking:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import stat
 import sys
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+T = TypeVar("T")
 _RELATIVE = os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd
 # Parsed, metadata takes some twenty times its bytes of memory.
 MOST_METADATA_BYTES = 1 << 28
@@ -84,6 +88,10 @@ class Directory:
 
     def confirm(self) -> None:
         """Say nothing: the files of an open directory are what they are."""
+
+    def latest(self, entry: T) -> T:
+        """Return what was given: nobody looks here for what others have changed."""
+        return entry
 
     def stats(self, names: Iterable[str]) -> Iterator[os.stat_result | None]:
         """Yield what the system knows of each file, None if it is missing. Quick: a store has thousands.
@@ -162,6 +170,19 @@ def fsync_tree(path: Path) -> None:
         fsync_directory(Path(folder))
 
 
+def remove_others(folder: Path, keep: Callable[[str], bool]) -> None:
+    """Remove all files below a folder but some, known by their paths in it, and then the folders that are empty."""
+    for parent, folders, names in os.walk(folder, topdown=False):
+        links = [name for name in folders if Path(parent, name).is_symlink()]  # nothing is written through them
+        for name in [*names, *links]:
+            path = Path(parent, name)
+            if not keep(path.relative_to(folder).as_posix()):
+                path.unlink()
+        for name in folders:
+            with suppress(OSError):  # which is not empty
+                Path(parent, name).rmdir()
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file so that at any moment either the old bytes or the new ones stand under its name.
 
@@ -194,6 +215,16 @@ def _make_folder(path: Path) -> None:
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         fsync_directory(folder.parent)
+
+
+def partial_directories(destination: Path) -> list[Path]:
+    """Return the directories beside `destination` in which trees for that name were, or are being, built.
+
+    Among them are trees that had the name and were replaced: not those that nothing has replaced yet.
+    """
+    kinds = "partial|replaced" if destination.exists() else "partial"
+    name = re.compile(rf"{re.escape(destination.name)}\.({kinds})-[0-9a-f]{{8}}")
+    return [path for path in destination.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]
 
 
 def publish_directory(partial: Path, destination: Path) -> None:

@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shardstore.building import Mode, building, check_destination, explained_errors
+from shardstore.building import Build, Mode, check_destination, explained_errors
+from shardstore.changes.appending import appended_type
+from shardstore.codecs import DEFAULT_CODEC
 from shardstore.column_types import ColumnType, TypeLike, parse_type
+from shardstore.destinations import writing
 from shardstore.errors import DestinationError, SchemaError
-from shardstore.pipeline.copying import column_entry, column_tasks, run_tasks
+from shardstore.manifest import load_manifest
+from shardstore.pipeline.copying import Done, Task, column_entry, column_tasks, run_tasks
+from shardstore.pipeline.resuming import resumed_tasks
 from shardstore.pipeline.row_streams import Handling, write_rows
 from shardstore.pipeline.transforming import Transform
 from shardstore.pipeline.workers import default_workers, executor_of
 from shardstore.progress import byte_progress
-from shardstore.schema import DEFAULT_SHARD_BYTES, plan_layouts
+from shardstore.schema import DEFAULT_SHARD_BYTES
 from shardstore.sources.inputs import Inputs, collect_inputs
 from shardstore.sources.named import Sources, each_path, held
 from shardstore.sources.paths import is_directory_source, order_note
@@ -47,7 +52,7 @@ def ingest(
     transform: Transform | None = None,
     block_rows: int | None = None,
     on_error: OnError = "raise",
-    codec: str | Mapping[str, str] = "raw",
+    codec: str | Mapping[str, str] = DEFAULT_CODEC,
     shard_bytes: int | str = DEFAULT_SHARD_BYTES,
     chunk_bytes: int | str | None = None,
     workers: int | Executor | None = None,
@@ -92,7 +97,11 @@ def ingest(
         chunk_bytes: target size of a decoded chunk; by default 256 KiB raw and 64 KiB compressed.
         workers: a number of threads, or any `concurrent.futures.Executor`, whose workers must see the same files.
             Processes need a transform that pickles, and get it anew with every block.
-        mode: `"create"` (`dest` must not exist) or `"overwrite"` (replaces the store there).
+        mode: `"create"` (`dest` must not exist), `"overwrite"` (replaces the store there), `"append"` (adds rows to the
+            store there, in its own layout and with its own codecs) or `"resume"` (goes on with a new store whose ingest
+            was interrupted: shard files that are finished are taken over if the sources they are of have not changed,
+            and stay for the next attempt if this one fails. Rows of an iterable, or that a transform makes, have to
+            come again from the first one on, and to be the same).
         progress: whether to draw a progress bar; None draws one on a terminal.
 
     Raises:
@@ -100,6 +109,7 @@ def ingest(
             fails; the message names the row, and `__cause__` is what its source or the transform raised.
         SchemaError: if split, names, types, dtypes or codecs do not make columns.
         DestinationError: if `dest` cannot be used, or its disk is full.
+        LockedError: if somebody else is writing to it.
     """
     destination = Path(dest)
     check_destination(destination, mode)
@@ -119,7 +129,7 @@ def ingest(
         raise ValueError("batched=True is for an iterable of batches; these sources are files")
     if transform is None and (skip or block_rows is not None):
         raise ValueError("on_error='skip' and block_rows are for rows of an iterable, or for files with a transform")
-    inputs = _inputs(found, split, destination, {} if transform else declared)
+    inputs = _inputs(found, split, destination, {} if transform else declared, mode == "append" and not transform)
     if transform is None:
         _copy(inputs, how)
     else:
@@ -147,9 +157,15 @@ def _skips(on_error: OnError) -> bool:
     return on_error == "skip"
 
 
-def _inputs(sources: Sources, split: str | None, destination: Path, types: Mapping[str, ColumnType]) -> Inputs:
-    sources = held(sources)  # it is looked at twice
+def _inputs(
+    sources: Sources, split: str | None, destination: Path, types: Mapping[str, ColumnType], appended: bool
+) -> Inputs:
+    sources = held(sources)  # it is looked at more than once
     inputs = collect_inputs(sources, split, types)
+    if appended:
+        fields = load_manifest(destination)[1].fields
+        wanted = {name: appended_type(fields[name], types.get(name)) for name in inputs.parts if name in fields}
+        inputs = collect_inputs(sources, split, {**types, **wanted})
     _check_apart(inputs, sources, destination)
     if (note := order_note(inputs.files)) and not isinstance(sources, Mapping):
         _log.info(note)
@@ -181,18 +197,30 @@ def _write(
 
 def _copy(inputs: Inputs, how: _How) -> None:
     """Copy the rows of files, on all workers."""
-    layouts = plan_layouts(inputs.fields, how.codec, how.shard_bytes, how.chunk_bytes)
-    with building(how.destination, how.mode) as build:
-        tasks = {name: column_tasks(build.directory, layouts[name], inputs.parts[name]) for name in layouts}
-        with byte_progress("ingest", inputs.nbytes, how.progress) as advance, explained_errors(how.destination):
-            done = run_tasks([task for column in tasks.values() for task in column], how.workers, advance)
+    with writing(how.destination, how.mode) as target:
+        layouts = target.layouts(inputs.fields, how.codec, how.shard_bytes, how.chunk_bytes)
+        starts = {name: target.start(name) for name in layouts}
+        work = [
+            (name, task)
+            for name, layout in layouts.items()
+            for task in column_tasks(target.directory, layout, inputs.parts[name], starts[name])
+        ]
+        tasks = [task for _, task in work]
+        with (
+            byte_progress("ingest", inputs.nbytes, how.progress) as advance,
+            explained_errors(how.destination, target.kept),
+        ):
+            if isinstance(target, Build):
+                tasks = resumed_tasks(target.directory, tasks, target.resumed)
+            done = run_tasks(tasks, how.workers, advance)
+        written: dict[str, list[tuple[Task, Done]]] = {name: [] for name in layouts}
+        for (name, _), task in zip(work, tasks, strict=True):
+            written[name].append((task, done[task]))
         entries = {
-            name: column_entry(layout, inputs.parts[name], [(task, done[task]) for task in tasks[name]])
+            name: column_entry(layout, inputs.parts[name], written[name], starts[name])
             for name, layout in layouts.items()
         }
-        first = next(iter(layouts.values()))
-        shard_rows = (first.ranges or first.data).shard_rows
-        build.commit(inputs.rows, shard_rows, entries, {"sources": inputs.provenance()})
+        target.commit(target.rows + inputs.rows, entries, {"sources": inputs.provenance()})
 
 
 def _check_apart(inputs: Inputs, sources: Sources, destination: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from types import MappingProxyType
@@ -21,13 +21,42 @@ from shardstore.column_bodies import column_body, integer, power_of_two, read_co
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import CorruptionError, FormatError, SchemaError
 from shardstore.files import MOST_METADATA_BYTES, Directory, UnfitFileError
-from shardstore.schema import check_different
+from shardstore.schema import Field, check_different
 from shardstore.zarr_documents import column_documents
 
 FORMAT_VERSION = 1
 METADATA_FILE = "zarr.json"
+# So many earlier numbers of rows are kept, for who has an earlier generation open or wants to.
+MAX_HISTORY = 1000
 _ATTRIBUTE = "shardstore"
-_KEYS = frozenset(("format_version", "store_id", "generation", "rows", "shard_rows", "columns", "provenance"))
+_KEYS = frozenset(
+    ("format_version", "store_id", "generation", "rows", "shard_rows", "columns", "provenance", "history")
+)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """How many rows a store had before rows were appended.
+
+    Attributes:
+        until: the last generation that had so many.
+        rows: that many.
+        items: by ragged column, how many items these had.
+    """
+
+    until: int
+    rows: int
+    items: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {"until": self.until, "rows": self.rows, "items": dict(self.items)}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Earlier:
+        """Read what `to_json` returns; raise `TypeError`, `KeyError` or `ValueError` if it is not that."""
+        items = {str(name): integer(body["items"], name, 0) for name in body["items"]}
+        return cls(integer(body, "until", 1), integer(body, "rows", 0), MappingProxyType(items))
 
 
 @dataclass(frozen=True)
@@ -42,6 +71,7 @@ class Manifest:
         columns: by name, in order.
         provenance: where the rows came from, as plain JSON values.
         unknown: keys that this release does not know. They are kept, as are those of columns and of `provenance`.
+        history: how many rows there were before appends, the oldest first.
     """
 
     store_id: str
@@ -51,6 +81,7 @@ class Manifest:
     columns: Mapping[str, ColumnEntry]
     provenance: Mapping[str, Any] = dataclass_field(default_factory=dict)
     unknown: Mapping[str, Any] = dataclass_field(default_factory=dict)
+    history: tuple[Earlier, ...] = ()
 
     def group_document(self) -> dict[str, Any]:
         """Return the group's `zarr.json`."""
@@ -85,6 +116,48 @@ class Manifest:
     def _consolidated_metadata(self) -> dict[str, Any]:
         return {"kind": "inline", "must_understand": False, "metadata": self.documents()}
 
+    def at(self, generation: int) -> Manifest:
+        """Return the store as it was at an earlier generation, as far as that is still there.
+
+        Appends only add rows, so its rows are the first ones of today's. Columns that have gone since are not there.
+
+        Raises:
+            FormatError: if the store has no such generation, or it is not known how many rows that had.
+        """
+        if generation == self.generation:
+            return self
+        if not 1 <= generation < self.generation:
+            raise FormatError(f"there is no generation {generation:,}: the store is at generation {self.generation:,}")
+        kept = self.history[0].until if len(self.history) == MAX_HISTORY else 1
+        if generation < kept:
+            raise FormatError(f"generation {generation:,} is not kept: the oldest is {kept:,}")
+        columns = {name: entry for name, entry in self.columns.items() if entry.since <= generation}
+        if not columns:
+            raise FormatError(f"no column of generation {generation:,} is still there")
+        past = next((earlier for earlier in self.history if earlier.until >= generation), None)
+        if past is not None:
+            columns = {name: entry.up_to(past.rows, past.items.get(name, 0)) for name, entry in columns.items()}
+        rows = self.rows if past is None else past.rows
+        return replace(self, generation=generation, rows=rows, columns=MappingProxyType(columns))
+
+    def grown(self, rows: int, columns: Mapping[str, ColumnEntry], provenance: Mapping[str, Any]) -> Manifest:
+        """Return the next generation of the store, with more rows."""
+        items = {name: entry.data.rows for name, entry in self.columns.items() if entry.ranges is not None}
+        history = (*self.history, Earlier(self.generation, self.rows, items))[-MAX_HISTORY:]
+        return replace(
+            self,
+            generation=self.generation + 1,
+            rows=rows,
+            columns=MappingProxyType(dict(columns)),
+            provenance=provenance,
+            history=history,
+        )
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """What a row of each column holds."""
+        return {name: entry.field for name, entry in self.columns.items()}
+
     @property
     def arrays(self) -> list[ArrayEntry]:
         """All arrays of all columns, in order."""
@@ -98,7 +171,7 @@ class Manifest:
         return documents
 
     def _body(self) -> dict[str, Any]:
-        return {
+        body = {
             **self.unknown,
             "format_version": FORMAT_VERSION,
             "store_id": self.store_id,
@@ -108,6 +181,7 @@ class Manifest:
             "columns": [column_body(entry) for entry in self.columns.values()],
             "provenance": dict(self.provenance),
         }
+        return {**body, "history": [past.to_json() for past in self.history]} if self.history else body
 
     @classmethod
     def from_document(cls, document: Any, where: str, data: bytes = b"", whole: bool = True) -> Manifest:
@@ -178,6 +252,7 @@ class Manifest:
             columns=MappingProxyType(columns),
             provenance=dict(body["provenance"]),
             unknown=MappingProxyType({key: value for key, value in body.items() if key not in _KEYS}),
+            history=tuple(Earlier.from_json(past) for past in body.get("history", ())),
         )
 
     def _check_group(self, document: Mapping[str, Any], where: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import FormatError
 from shardstore.files import Witness
 from shardstore.manifest import METADATA_FILE, Manifest, open_directory, read_manifest
@@ -26,18 +27,25 @@ class OpenedStore:
         store_id: the store that it must be, where that is known.
         columns: the columns that are meant, where these are known: by name, `ColumnEntry.since`. Those that are no
             longer there are left out of the manifest.
+        generation: the generation that is meant; None for the newest. Of a newer store it has the first rows.
 
     Attributes:
         directory: the open directory.
-        whole: the manifest.
-        manifest: the same with the columns that are meant.
+        whole: the manifest that is there.
+        manifest: the same as of the generation that is meant, with the columns that are.
 
     Raises:
         FormatError: if there is no store, another one, or one of a later format version.
         CorruptionError: if its `zarr.json` is damaged.
     """
 
-    def __init__(self, path: Path, store_id: str | None = None, columns: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        store_id: str | None = None,
+        columns: Mapping[str, int] | None = None,
+        generation: int | None = None,
+    ) -> None:
         self.directory = open_directory(path)
         self._latest: tuple[Witness | None, Manifest] = self._read()
         self.whole = self.manifest = self._latest[1]
@@ -45,9 +53,15 @@ class OpenedStore:
             raise FormatError(
                 f"{path}: expected the store {store_id}, found {self.whole.store_id}: it was replaced; open it again"
             )
+        if generation is not None:
+            try:
+                self.manifest = self.whole.at(generation)
+            except FormatError as error:
+                raise FormatError(f"{path}: {error}") from None
         if columns is not None:
-            kept = {name: self.whole.columns[name] for name, since in columns.items() if _has(self.whole, name, since)}
-            self.manifest = replace(self.whole, columns=MappingProxyType(kept))
+            there = self.manifest
+            kept = {name: there.columns[name] for name, since in columns.items() if _has(there, name, since)}
+            self.manifest = replace(there, columns=MappingProxyType(kept))
 
     def _read(self) -> tuple[Witness | None, Manifest]:
         try:
@@ -58,10 +72,18 @@ class OpenedStore:
 
     def still_has(self, column: str) -> bool:
         """Whether the store on disk still has a column, and not another one of its name."""
+        return _has(self._looked_at(), column, self.manifest.columns[column].since)
+
+    def latest(self, column: str) -> ColumnEntry | None:
+        """Return a column as the store on disk has it; None if it has none of this name, or another one."""
+        return self._looked_at().columns[column] if self.still_has(column) else None
+
+    def _looked_at(self) -> Manifest:
+        """Return the manifest on disk, which is read again only if it is not the same file."""
         witness, manifest = self._latest
         if witness is not None and not witness.stands:
             self._latest = _, manifest = self._read()
-        return _has(manifest, column, self.manifest.columns[column].since)
+        return manifest
 
 
 def _has(manifest: Manifest, name: str, since: int) -> bool:
@@ -98,6 +120,13 @@ class ColumnDirectory:
         """Raise `FormatError` if files that were opened until now may be another column's."""
         if not self._opened.still_has(self._column):
             raise FormatError(f"{self.path}: {self.outdated}; open it again")
+
+    def latest(self, entry: ArrayEntry) -> ArrayEntry:
+        """Return one of the column's arrays as the store on disk has it; raise `FormatError` if it has it no more."""
+        column = self._opened.latest(self._column)
+        if column is None:
+            raise FormatError(f"{self.path}: {self.outdated}; open it again")
+        return column.array(entry.layout.field.name)
 
     def stats(self, names: Iterable[str]) -> Iterator[os.stat_result | None]:
         """Yield what the system knows of each file, None if it is missing."""

@@ -9,24 +9,22 @@ manifest vouches for the footer and the footer for every chunk.
 from __future__ import annotations
 
 import os
-import stat
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstore.checksum import CHECKSUM_NBYTES, crc32c
-from shardstore.errors import CorruptionError, FormatError, ShardStoreError
-from shardstore.files import UnfitFileError, kind_of_file
+from shardstore.errors import CorruptionError
 from shardstore.schema import ArrayLayout
 
 ABSENT = np.uint64(2**64 - 1)
 _INDEX_ENTRY_NBYTES = 16
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 # Files are written in units of a huge page: then Linux caches them in huge pages and maps them as such, so that a
 # random row costs fewer page walks.
 _WRITE_UNIT = 2 << 20
@@ -133,6 +131,34 @@ class ShardWriter:
         """How many rows the shard still takes."""
         return self._layout.shard_rows - self._rows
 
+    def take_over(self, path: Path, record: ShardRecord, rows_in_file: int, rows: int) -> None:
+        """Begin with the first rows of another file of the shard.
+
+        Whole chunks are copied as they are stored, with the checksums that they had: damage stays damage.
+
+        Raises:
+            CorruptionError: if the file's footer, or the chunk that is gone on with, is not what was written.
+        """
+        descriptor = os.open(path, _READ)
+        try:
+            footer = read_footer(descriptor, path, self._layout, record, rows_in_file)
+            whole, rest = divmod(rows, self._layout.chunk_rows)
+            end = int(footer.bounds[whole])
+            for start in range(0, end, _WRITE_UNIT):
+                self._write(read_at(descriptor, min(_WRITE_UNIT, end - start), start))
+            self._bounds = footer.bounds[: whole + 1].tolist()
+            self._checksums = footer.checksums[:whole].tolist()
+            self._rows = rows - rest
+            if rest:
+                field = self._layout.field
+                chunk = np.empty((self._layout.chunk_rows, *field.row_shape), field.dtype)
+                read_chunks(descriptor, self._layout, footer, range(whole, whole + 1), chunk.reshape(-1).view(np.uint8))
+                self.append(chunk[:rest])
+        except ChunkError as error:
+            raise CorruptionError(f"{path}, chunk {error.chunk}: {error}; {RESTORE}") from None
+        finally:
+            os.close(descriptor)
+
     def append(self, rows: NDArray[Any]) -> None:
         """Write C-contiguous rows of the field's dtype, at most `room` of them."""
         chunk_rows = self._layout.chunk_rows
@@ -215,84 +241,6 @@ class ShardWriter:
                 self._partial.unlink(missing_ok=True)
 
 
-class ShardDirectory(Protocol):
-    """The directory of a store, as far as shard files are opened in it."""
-
-    @property
-    def path(self) -> Path:
-        """Where it is."""
-
-    @property
-    def outdated(self) -> str | None:
-        """What happened since it was opened, if its files are no longer those that the manifest lists."""
-
-    def open(self, name: str) -> int:
-        """Open a file for reading and return its descriptor."""
-
-    def confirm(self) -> None:
-        """Raise `FormatError` if files that were opened until now may be others than the manifest lists."""
-
-    def stats(self, names: Iterable[str]) -> Iterator[os.stat_result | None]:
-        """Yield what the system knows of each file, None if it is missing."""
-
-
-def open_shard(directory: ShardDirectory, key: str, nbytes: int, confirm: bool = True) -> int:
-    """Open a shard file of a store for reading and return its descriptor, once its size is what the manifest says.
-
-    Without `confirm`, the caller has to call the directory's `confirm` before it believes what it reads.
-
-    Raises:
-        CorruptionError: if the file is missing or has another size. Checked before anything is mapped, because
-            touching a mapping past the end of its file kills the process.
-        FormatError: if the store was replaced or changed so that this is no longer its file.
-    """
-    try:
-        descriptor = directory.open(key)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _bad_shard(directory, key, nbytes, None) from None
-    except UnfitFileError as error:
-        raise CorruptionError(f"{directory.path / key}: {error}, expected a shard file; {RESTORE}") from None
-    status = os.fstat(descriptor)
-    if status.st_size != nbytes or not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise _bad_shard(directory, key, nbytes, status)
-    if confirm:
-        try:
-            directory.confirm()
-        except BaseException:
-            os.close(descriptor)
-            raise
-    return descriptor
-
-
-class OpenShard:
-    """An open shard file: the descriptor of `open_shard`, closed when nobody holds this any more."""
-
-    def __init__(self, directory: ShardDirectory, key: str, nbytes: int) -> None:
-        self.descriptor = open_shard(directory, key, nbytes)
-        weakref.finalize(self, os.close, self.descriptor).atexit = False
-
-
-def check_shards(directory: ShardDirectory, keys: Sequence[str], sizes: Sequence[int]) -> None:
-    """Raise `CorruptionError` unless all these shard files of a store are there and have these sizes in bytes."""
-    for key, nbytes, status in zip(keys, sizes, directory.stats(keys), strict=True):
-        if status is None or status.st_size != nbytes or not stat.S_ISREG(status.st_mode):
-            raise _bad_shard(directory, key, nbytes, status)
-
-
-def _bad_shard(directory: ShardDirectory, key: str, nbytes: int, status: os.stat_result | None) -> ShardStoreError:
-    if outdated := directory.outdated:
-        return FormatError(f"{directory.path}: {outdated}; open it again")
-    if status is None:
-        problem = f"the shard file is missing ({nbytes:,} bytes expected)"
-    elif not stat.S_ISREG(status.st_mode):
-        problem = f"a {kind_of_file(status.st_mode)}, expected a shard file of {nbytes:,} bytes"
-    else:
-        what = "short" if status.st_size < nbytes else "overlong"
-        problem = f"the shard file is {what}: expected {nbytes:,} bytes, found {status.st_size:,}"
-    return CorruptionError(f"{directory.path / key}: {problem}; {RESTORE}")
-
-
 def read_footer(descriptor: int, path: Path, layout: ArrayLayout, record: ShardRecord, rows: int) -> Footer:
     """Read the footer of an open shard that holds `rows` rows, and check it against the manifest.
 
@@ -309,6 +257,26 @@ def read_footer(descriptor: int, path: Path, layout: ArrayLayout, record: ShardR
     if int(footer.bounds[-1]) + size != record.nbytes:
         raise CorruptionError(f"{path}: the chunks do not fill the file up to its footer; {RESTORE}")
     return footer
+
+
+def whole_shard(path: Path, layout: ArrayLayout, rows: int) -> ShardRecord | None:
+    """Return the record of a shard file if it is there, holds `rows` rows and every chunk fits its checksum."""
+    try:
+        descriptor = os.open(path, _READ)
+    except FileNotFoundError:
+        return None
+    try:
+        nbytes, size = os.fstat(descriptor).st_size, footer_nbytes(layout.slots)
+        if nbytes < size:
+            return None
+        record = ShardRecord(nbytes, footer_checksum(read_at(descriptor, size, nbytes - size)))
+        footer = read_footer(descriptor, path, layout, record, rows)
+        damaged = any(isinstance(found, DamagedChunk) for found in check_chunks(descriptor, layout, footer, rows))
+        return None if damaged else record
+    except CorruptionError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:

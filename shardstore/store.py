@@ -37,6 +37,7 @@ def open_store(
     access: Access = "auto",
     memory_budget: int | str | None = None,
     verify: Verification = "off",
+    generation: int | None = None,
 ) -> Store:
     """Open the store at a directory for reading.
 
@@ -49,13 +50,15 @@ def open_store(
         verify: whether raw chunks are checked against their checksums. With `"on_read"` each one is when the first of
             its rows is read, once in a process; a slice that shows the files reads all of its rows. What is damaged is
             a `CorruptionError` then. Compressed chunks are checked whenever they are decoded.
+        generation: an earlier generation: the rows that the store had then, in the columns of then that it still has.
+            By default the newest.
 
     Raises:
         ValueError, TypeError, SchemaError: if an option makes no sense.
-        FormatError: if there is no store, or one of a later format version.
+        FormatError: if there is no store, or one of a later format version, or no such generation.
         CorruptionError: if its manifest is damaged.
     """
-    store = Store(path, AccessOptions.checked(access, memory_budget, verify))
+    store = Store(path, AccessOptions.checked(access, memory_budget, verify), generation)
     store.files.load()  # an error belongs here, not to the first read
     return store
 
@@ -71,8 +74,10 @@ class Store(Table):
     Nothing but the manifest is read until rows are asked for. Pickles as its path.
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: AccessOptions = DEFAULT_ACCESS) -> None:
-        self._files = StoreFiles(Path(path), options)
+    def __init__(
+        self, path: str | os.PathLike[str], options: AccessOptions = DEFAULT_ACCESS, generation: int | None = None
+    ) -> None:
+        self._files = StoreFiles(Path(path), options, generation=generation)
         # Statistics that could not be kept in the store.
         self._stats: dict[str, ColumnStatistics] = {}
 
@@ -103,8 +108,23 @@ class Store(Table):
 
     @property
     def generation(self) -> int:
-        """How many commits made the store: 1 when it is new."""
+        """How many commits made the store as it was when it was opened: 1 for a new one."""
         return self.manifest.generation
+
+    def refresh(self) -> Self:
+        """Have the store as it is on disk now: with rows and columns that others have added since it was opened.
+
+        Views and streams that exist go on with the rows that they have.
+
+        Raises:
+            FormatError, CorruptionError: as `shardstore.open`, and if another store has its place now.
+        """
+        self._files.check_open()
+        renewed = self._files.renewed()
+        renewed.load()
+        if renewed.manifest.generation != self.generation:
+            self._renew(renewed)
+        return self
 
     @property
     def stored_nbytes(self) -> int:
@@ -169,13 +189,19 @@ class Store(Table):
         self, columns: str | Sequence[str] | None = None, bins: int = DEFAULT_BINS
     ) -> dict[str, ColumnStatistics]:
         """Compute statistics of columns anew and keep them in the store; see `Table.compute_stats`."""
+        from shardstore.changes.commits import changing
         from shardstore.statistics.kept import keep_statistics
 
         manifest = self.manifest
         found = super().compute_stats(columns, bins)
         try:
-            with self._changing() as change:
-                keep_statistics(change, found, manifest)
+            self._files.check_open()
+            with changing(self._files.absolute_path, self._files.store_id) as change:
+                kept = keep_statistics(change, found, manifest)
+            if kept:
+                self._renew(self._files.renewed())
+            else:
+                self._stats |= found
         except (DestinationError, LockedError) as error:
             _log.info("statistics are not kept: %s", error)
             self._stats |= found
@@ -274,8 +300,10 @@ class Store(Table):
                 yield change
             finally:
                 if change.manifest.generation != self.generation:
-                    self._files = self._files.renewed()
-                    self._stats = {}  # which may be of columns that are others now
+                    self._renew(self._files.renewed())
+
+    def _renew(self, files: StoreFiles) -> None:
+        self._files, self._stats = files, {}  # statistics may be of columns that are others now
 
     def zarr(self) -> zarr.Group:
         """Return the store as zarr-python sees it, read-only. Imports zarr."""

@@ -44,13 +44,15 @@ class StoreFiles:
         options: AccessOptions = DEFAULT_ACCESS,
         store_id: str | None = None,
         columns: Mapping[str, int] | None = None,
+        generation: int | None = None,
     ) -> None:
         self.path = path
         self.options = options
         # The working directory may be another one by the time this is pickled.
         self.absolute_path = path.absolute()
-        # What is meant, where that is known: which store, and by name the generations that its columns are of.
-        self._meant = store_id, columns
+        # What is meant, where that is known: which store, by name the generations that its columns are of, and which
+        # generation of the store.
+        self._meant = store_id, columns, generation
         self._opened: OpenedStore | None = None
         self._readers: dict[str, Reader] = {}
         self._shared = Shared(options)
@@ -352,5 +354,6 @@ class StoreFiles:
         meant = self._meant
         if self._opened is not None and meant[1] is None:
             entries = self.manifest.columns
-            meant = self.store_id, {name: entry.since for name, entry in entries.items()}
+            since = {name: entry.since for name, entry in entries.items()}
+            meant = self.store_id, since, self.manifest.generation
         return StoreFiles, (self.absolute_path, self.options, *meant)

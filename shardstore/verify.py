@@ -18,7 +18,8 @@ from shardstore.files import Directory
 from shardstore.machine import cpu_count
 from shardstore.manifest import METADATA_FILE, Manifest, read_manifest
 from shardstore.progress import byte_progress
-from shardstore.shardfile import DamagedChunk, check_chunks, open_shard, read_footer
+from shardstore.shardfile import DamagedChunk, check_chunks
+from shardstore.shards import open_shard
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def _group_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]
 
 def metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Damage]:
     """Look whether the metadata of arrays, and of the groups of ragged columns, is what follows from the manifest."""
+    earlier = _earlier_documents(manifest)
     for name, expected in manifest.documents().items():
         key = f"{name}/{METADATA_FILE}"
         try:
@@ -135,8 +137,15 @@ def metadata_damages(directory: Directory, manifest: Manifest) -> Iterator[Damag
         except (OSError, ValueError, RecursionError) as error:
             yield Damage(key, f"the array's metadata cannot be read: {error}")
             continue
-        if found != expected:
+        if found not in (expected, earlier.get(name, expected)):
             yield Damage(key, "the array's metadata does not match the manifest")
+
+
+def _earlier_documents(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """Return the metadata that arrays may still have: an append replaces it behind its commit, if it is not killed."""
+    if not manifest.history or manifest.history[-1].until != manifest.generation - 1:
+        return {}
+    return manifest.at(manifest.generation - 1).documents()
 
 
 def verify_shard(
@@ -147,17 +156,16 @@ def verify_shard(
     key = layout.shard_key(shard)
     first_row = shard * layout.shard_rows
     count = layout.rows_in_shard(shard, entry.rows)
-    record = entry.record(shard)
     path = directory.path / key
     try:
-        descriptor = open_shard(directory, key, record.nbytes)
+        file = open_shard(directory, entry, shard)
     except (ShardStoreError, OSError) as error:
         return ShardResult(0, 0, [_whole(key, path, error, first_row, count)])
     damages = []
     chunks = 0
     try:
-        footer = read_footer(descriptor, path, layout, record, count)
-        for result in check_chunks(descriptor, layout, footer, count, deep):
+        footer = file.read_footer(entry)
+        for result in check_chunks(file.descriptor, layout, footer, count, deep):
             chunks += 1
             if isinstance(result, DamagedChunk):
                 lost = (first_row + result.start, first_row + result.stop)
@@ -167,8 +175,8 @@ def verify_shard(
     except (ShardStoreError, OSError) as error:
         damages.append(_whole(key, path, error, first_row, count))
     finally:
-        os.close(descriptor)
-    return ShardResult(chunks, record.nbytes, damages)
+        os.close(file.descriptor)
+    return ShardResult(chunks, file.record.nbytes, damages)
 
 
 def _whole(key: str, path: Path, error: Exception, first_row: int, count: int) -> Damage:

@@ -18,7 +18,6 @@ from stores import CODECS, LOGICAL_DTYPES, STORED_DTYPES, compressible_array, fl
 from shardstore.checksum import crc32c
 from shardstore.codecs import Codec
 from shardstore.errors import CorruptionError
-from shardstore.files import Directory
 from shardstore.schema import ArrayLayout, Field
 from shardstore.shardfile import (
     DamagedChunk,
@@ -30,9 +29,6 @@ from shardstore.shardfile import (
     footer_nbytes,
     read_at,
     read_footer,
-)
-from shardstore.shardfile import (
-    open_shard as open_in_directory,
 )
 
 
@@ -49,13 +45,10 @@ def write_shard(path: Path, array: NDArray[Any], layout: ArrayLayout, ends: list
         return writer.finish()
 
 
-def open_shard(path: Path, nbytes: int) -> int:
-    return open_in_directory(Directory(path.parent), path.name, nbytes)
-
-
 @contextmanager
 def opened(path: Path, record: ShardRecord) -> Iterator[int]:
-    descriptor = open_shard(path, record.nbytes)
+    assert path.stat().st_size == record.nbytes
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         yield descriptor
     finally:
@@ -219,30 +212,6 @@ def test_the_checksum_of_a_footer_depends_on_its_index() -> None:
     checksums = np.array([1, 2], np.uint32)
     footers = [Footer(np.array([0, end, 8], np.uint64), checksums).to_bytes(2) for end in (3, 4)]
     assert footer_checksum(footers[0]) != footer_checksum(footers[1])
-
-
-@pytest.mark.parametrize("codec", CODECS)
-def test_missing_short_and_overlong_files_are_found(tmp_path: Path, codec: str) -> None:
-    array = compressible_array("int32", (8, 2))
-    path = tmp_path / "a shard"
-    record = write_shard(path, array, layout_of(array, codec, 8, 4))
-    data = path.read_bytes()
-    for found, what in ((data[:-1], "short"), (b"", "short"), (data + b"\0", "overlong"), (2 * data, "overlong")):
-        path.write_bytes(found)
-        message = f"a shard: the shard file is {what}: expected {record.nbytes:,} bytes, found {len(found):,}"
-        with pytest.raises(CorruptionError, match=message):
-            open_shard(path, record.nbytes)
-    path.unlink()
-    with pytest.raises(CorruptionError, match="a shard: the shard file is missing"):
-        open_shard(path, record.nbytes)
-
-
-def test_anything_but_a_file_is_found(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    for key in (".", "file/0", "folder"):
-        (tmp_path / "folder").mkdir(exist_ok=True)
-        with pytest.raises(CorruptionError):
-            open_in_directory(Directory(tmp_path), key, tmp_path.stat().st_size)
 
 
 def test_a_file_that_is_smaller_than_a_footer_is_found(tmp_path: Path) -> None:

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from shardstore.building import explained_errors
-from shardstore.changes.commits import JOURNAL_FILE, Change
+from shardstore.changes.commits import Change
 from shardstore.changes.journal import Journal, take_over
 from shardstore.changes.lineage import MadeBy
 from shardstore.codecs import Codec
+from shardstore.column_progress import ColumnProgress
 from shardstore.column_types import ColumnType, TypeLike
-from shardstore.columns import NOTHING, ColumnWriter, Finished
+from shardstore.columns import NOTHING, ColumnStart, ColumnWriter
 from shardstore.encoding import ColumnEncoder, contiguous
 from shardstore.errors import SchemaError, SourceError
+from shardstore.journals import JOURNAL_FILE
 from shardstore.order import check_int
 from shardstore.progress import Advance, byte_progress
 from shardstore.ragged import Values
@@ -140,19 +142,23 @@ class Addition:
     def _resume(self) -> None:
         """Take over what an interrupted call of the same function has finished."""
         journal = Journal.read(self._change.folder(self._name))
-        if journal is None or journal.made_by != self._made_by or not fits(journal.entry.field, self._declared):
+        if journal is None or journal.made_by != self._made_by:
             return
-        field = journal.entry.field
-        if field.name != self._name or journal.layout != self._layout(field):
+        progress = journal.progress
+        field = progress.entry.field
+        if not fits(field, self._declared):
             return
-        finished = take_over(self._change.path, journal)
-        if not finished.rows:
+        if field.name != self._name or progress.layout != self._layout(field):
+            return
+        start = take_over(self._change.path, progress)
+        rows_of = start.ranges if field.is_ragged else start.data
+        if not rows_of.rows:
             return
         self._field = field
         self._encoder = ColumnEncoder(self._name, self._declared, field.categories)
-        self._items_at = list(journal.items_at[: len(finished.ranges)])
-        self._kept = finished.rows
-        self._open(field, finished)
+        self._items_at = list(progress.items_at[: len(start.ranges.records)])
+        self._kept = rows_of.rows
+        self._open(field, start)
 
     def _progress(self) -> AbstractContextManager[Advance]:
         total = self._total - (0 if self._writer is None else self._writer.rows)
@@ -267,11 +273,11 @@ class Addition:
         if self._field.is_ragged:
             self._items_at.append(self._writer.items)
             shards = bisect_right(self._items_at, entry.data.rows)
-        Journal(self._made_by, entry, tuple(self._items_at)).write(self._change.folder(self._name))
+        Journal(self._made_by, ColumnProgress(entry, tuple(self._items_at))).write(self._change.folder(self._name))
         self._kept = shards * self._change.manifest.shard_rows
 
-    def _open(self, field: Field, finished: Finished) -> None:
-        self._writer = ColumnWriter(self._change.path, self._layout(field), finished)
+    def _open(self, field: Field, start: ColumnStart) -> None:
+        self._writer = ColumnWriter(self._change.path, self._layout(field), start)
 
     def _layout(self, field: Field) -> ColumnLayout:
         """Return how the column is cut: beside those that the store has, whose chunks it should suit."""

@@ -14,33 +14,33 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from shardstore import files
 from shardstore.building import explained_errors
+from shardstore.changes.leftovers import finish_commit, is_left_over, remove_leftovers, remove_unfinished_columns
 from shardstore.changes.writelock import store_lock
-from shardstore.entries import ArrayEntry, ColumnEntry
+from shardstore.entries import STATISTICS, ArrayEntry, ColumnEntry
 from shardstore.errors import DestinationError, FormatError, SchemaError
+from shardstore.journals import remove_journal
 from shardstore.manifest import METADATA_FILE, Manifest, encode_document, load_manifest
 from shardstore.schema import check_different, check_name
-from shardstore.shardfile import check_shards
+from shardstore.shards import check_shards
 from shardstore.zarr_documents import column_documents
 
-# Where a column that is being added says what is finished; see `shardstore.changes.journal`.
-JOURNAL_FILE = "journal.json"
-_PARTIAL = f".{METADATA_FILE}.partial-"
 # A column that is to replace another one has this before its name while it is made, and as a key of its `extra`.
 REPLACING = "_replacing_"
-# What a column's folder has; anything else was put there by somebody else.
-_FOLDER_NAMES = frozenset((METADATA_FILE, JOURNAL_FILE, "c", "values", "ranges"))
 
 
 @contextmanager
-def changing(store: Path, store_id: str) -> Iterator[Change]:
+def changing(store: Path, store_id: str | None = None) -> Iterator[Change]:
     """Hold the lock of a store, and give what changes it.
+
+    What is left of a writer that was killed is finished or removed first.
 
     Args:
         store: its directory.
-        store_id: which store it must be.
+        store_id: which store it must be; None for whichever is there.
 
     Raises:
         LockedError: if somebody else is changing it.
@@ -50,23 +50,13 @@ def changing(store: Path, store_id: str) -> Iterator[Change]:
     """
     with explained_errors(store, "the store is as it was"), store_lock(store):
         _, manifest = load_manifest(store)
-        if manifest.store_id != store_id:
+        if store_id not in (None, manifest.store_id):
             raise FormatError(
                 f"{store}: expected the store {store_id}, found {manifest.store_id}: it was replaced; open it again"
             )
-        _remove_leftovers(store, manifest)
+        finish_commit(store, manifest)
+        remove_leftovers(store, manifest)
         yield Change(store, manifest)
-
-
-def _remove_leftovers(store: Path, manifest: Manifest) -> None:
-    """Remove what changes have left that were killed: only what can be gone on with stays, which a journal tells."""
-    for entry in list(os.scandir(store)):
-        if entry.name.startswith(_PARTIAL):
-            os.unlink(entry)
-        elif entry.name in manifest.columns:
-            _remove_journal(Path(entry))  # of a column that is whole
-        elif entry.is_dir(follow_symlinks=False) and is_dead_column(Path(entry)):
-            shutil.rmtree(entry, ignore_errors=True)  # files in use may stay; they mean nothing
 
 
 class Change:
@@ -95,7 +85,40 @@ class Change:
             for path, document in column_documents(name, entries[name]).items():
                 files.write_file(self.path / path / METADATA_FILE, encode_document(document))
             files.fsync_tree(self.path / name)
-        manifest = replace(self.manifest, generation=generation, columns=MappingProxyType(entries))
+        self._commit(replace(self.manifest, generation=generation, columns=MappingProxyType(entries)))
+
+    def grow(self, rows: int, columns: Mapping[str, ColumnEntry], provenance: Mapping[str, Any]) -> None:
+        """Make these the store's columns, with the rows that were written behind those that there were.
+
+        Args:
+            rows: how many rows there are now.
+            columns: by name, all of them, as their writers have left them.
+            provenance: what the manifest says of the rows' origin.
+        """
+        before, entries = self.manifest, dict[str, ColumnEntry]()
+        for name, old in before.columns.items():
+            new = columns[name]
+            extra = {key: value for key, value in old.extra.items() if key != STATISTICS}  # which are of fewer rows
+            entries[name] = replace(old, field=new.field, data=new.data, ranges=new.ranges, extra=extra)
+            for one, other in zip(old.arrays, new.arrays, strict=True):
+                self._sync_new(one, other)
+        self._commit(before.grown(rows, entries, provenance))
+        finish_commit(self.path, self.manifest)
+        remove_unfinished_columns(self.path, self.manifest)  # nobody can go on with those: they are of fewer rows
+
+    def _sync_new(self, old: ArrayEntry, new: ArrayEntry) -> None:
+        """Bring the names of an array's new shard files to disk, and those of their folders."""
+        top = self.path / new.layout.field.name
+        folders = set()
+        for shard in range(old.rows // old.layout.shard_rows, len(new.nbytes)):
+            folder = (self.path / new.layout.shard_key(shard)).parent
+            while folder != top.parent and folder not in folders:
+                folders.add(folder)
+                folder = folder.parent
+        for folder in folders:
+            files.fsync_directory(folder)
+
+    def _commit(self, manifest: Manifest) -> None:
         files.fsync_directory(self.path)
         files.write_file(self.path / METADATA_FILE, manifest.encode())
         self.manifest = manifest
@@ -115,7 +138,7 @@ class Change:
         check_different([*self.manifest.columns, check_name(name)])
         folder = self.folder(name)
         if os.path.lexists(folder):
-            if folder.is_symlink() or not folder.is_dir() or not _is_left_over(folder):
+            if folder.is_symlink() or not folder.is_dir() or not is_left_over(folder):
                 raise DestinationError(
                     f"{folder}: in the way of a column of this name, and none of the store's files: remove it yourself"
                 )
@@ -148,7 +171,7 @@ class Change:
         if new == old:
             return
         for array in entry.arrays:
-            check_shards(files.Directory(self.path), array.keys, array.nbytes.tolist())
+            check_shards(files.Directory(self.path), array)
         folder = self.free_folder(new)
         renamed = _renamed(entry, new)
         try:
@@ -171,7 +194,7 @@ class Change:
 
     def _forget(self, name: str) -> None:
         """Remove the journal of a column that is about to go: nobody may go on with files that others have open."""
-        if _remove_journal(self.folder(name)):
+        if remove_journal(self.folder(name)):
             files.fsync_directory(self.folder(name))
 
     def _remove(self, name: str) -> None:
@@ -180,24 +203,6 @@ class Change:
             return
         # It has gone from the store already. Where files in use cannot be removed, the rest means nothing.
         shutil.rmtree(self.folder(name), ignore_errors=True)
-
-
-def _is_left_over(folder: Path) -> bool:
-    """Whether a folder has nothing that a column would not leave behind."""
-    return all(name in _FOLDER_NAMES or name.startswith(".") for name in os.listdir(folder))
-
-
-def _remove_journal(folder: Path) -> bool:
-    """Remove the journal of a column, and return whether its folder is one: what lies elsewhere is not the store's."""
-    if folder.is_symlink() or not folder.is_dir():
-        return False
-    (folder / JOURNAL_FILE).unlink(missing_ok=True)
-    return True
-
-
-def is_dead_column(folder: Path) -> bool:
-    """Whether a folder that is no column's has only what a column leaves behind, and nothing to go on with."""
-    return not folder.name.startswith(".") and _is_left_over(folder) and not (folder / JOURNAL_FILE).exists()
 
 
 def _renamed(entry: ColumnEntry, name: str) -> ColumnEntry:

@@ -1,7 +1,8 @@
 """One writer at a time: a lock on a store, which readers never take.
 
-It is an advisory lock of the system on the store's directory, so it is free again as soon as its process is gone. Where
-directories cannot be locked (Windows, some network file systems), a file `.lock` in the store is.
+It is an advisory lock of the system on the store's directory, so it is free again as soon as its process is gone, also
+where children of a fork live on. Where directories cannot be locked (Windows, some network file systems), a file
+`.lock` in the store is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ LOCK_FILE = ".lock"
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 # What systems say that lock only files open for writing, or no directories.
 _NO_LOCK = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+# Descriptors of this process that hold a lock.
+_descriptors: set[int] = set()
 
 
 @contextmanager
@@ -108,16 +111,32 @@ def _try_lock(store: Path, descriptor: int) -> bool:
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        status = os.fstat(descriptor)
         os.close(descriptor)
         if error.errno in _HELD:
             raise LockedError(
-                f"{store}: the store is being changed by another writer, and only one may at a time: wait until it "
-                "has finished, or end it, and try again"
+                f"{store}: the store is being changed by {_holder(status)}, and only one writer may at a time: wait "
+                "until it has finished, or end it, and try again"
             ) from None
         if error.errno in _NO_LOCK:
             return False
         raise
     return True
+
+
+def _holder(locked: os.stat_result) -> str:
+    """Say who holds the lock of a file, as far as the system tells (Linux does)."""
+    place = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}:{locked.st_ino}"
+    try:
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        pid = next(int(fields[4]) for fields in lines if fields[1] == "FLOCK" and fields[5] == place)
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (OSError, StopIteration, ValueError, IndexError):
+        return "another writer"
+    if pid == os.getpid():
+        return f"another writer of this process ({pid})"
+    words = " ".join(words.split())[:80]
+    return f"process {pid} ({words})" if words else f"process {pid}"
 
 
 def _unlock(descriptor: int) -> None:

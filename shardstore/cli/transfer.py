@@ -62,9 +62,14 @@ def ingest(
         typer.Option(help="Target size of a decoded chunk.", show_default="256KiB raw, 64KiB compressed"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store at DEST.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add the rows to the store at DEST.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a new store whose ingest was interrupted; else begin it, resumably."),
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="by cores")] = None,
 ) -> None:
-    """Convert .npy and .npz files into a new store."""
+    """Convert .npy and .npz files into a new store, or add their rows to one."""
     with user_errors():
         *sources, dest = paths
         by_name = named_sources(column or [])
@@ -74,7 +79,7 @@ def ingest(
             fail("name at least one source, and DEST last", 2)
         if sources and (note := order_note(find_files(sources))):
             print(note, file=sys.stderr)
-        mode: Mode = "overwrite" if overwrite else "create"
+        mode = _mode({"overwrite": overwrite, "append": append, "resume": resume})
         store = shardstore.ingest(
             by_name or sources,
             dest,
@@ -104,3 +109,10 @@ def export(
     with user_errors(), shardstore.open(path, verify="on_read") as store:
         for file in export_npy(store, directory):
             out.print(str(file), soft_wrap=True, markup=False)
+
+
+def _mode(asked: dict[Mode, bool]) -> Mode:
+    chosen = [mode for mode, is_asked in asked.items() if is_asked]
+    if len(chosen) > 1:
+        fail(f"--{chosen[0]} and --{chosen[1]} exclude each other", 2)
+    return chosen[0] if chosen else "create"

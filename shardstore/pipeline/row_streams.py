@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,8 +12,10 @@ from typing import Any
 
 from shardstore.errors import DestinationError, RowError, SchemaError, SourceError
 from shardstore.pipeline.blocks import BadRow, Block, Columns, place_of, reason_of
+from shardstore.pipeline.replaying import Replay
 from shardstore.pipeline.transforming import BlockTransform, Done, Failed, Piece, Transform, in_order
 from shardstore.progress import Advance
+from shardstore.ragged import Values
 from shardstore.sources.rows import BlockSource
 from shardstore.writer import Writer
 
@@ -106,6 +108,11 @@ class _Sink:
         self._seen = 0
         self._names: list[str] = []
         self._empty: Columns | None = None
+        # What is there already of an ingest that is resumed.
+        self._replay: Replay | None = None
+        if writer.taken_over:
+            self._replay = Replay(writer.directory, writer.taken_over, writer.num_rows)
+            self._names = list(writer.taken_over)
 
     def write(self, block: Block, pieces: list[Piece]) -> None:
         """Append a block's pieces."""
@@ -154,13 +161,27 @@ class _Sink:
             self._empty = self._empty or columns
             return None
         try:
-            self._writer.append(columns)
+            encoded = self._writer.encode(columns)[1] if self._replay is not None else {}
+            if not encoded:
+                self._writer.append(columns)
         except (DestinationError, OSError, MemoryError):
             raise
         except Exception as error:  # whatever an array made of a user's objects may raise
             return error
+        if self._replay is not None and encoded:
+            return self._append_rest(self._replay, columns, encoded)
         self._names = list(columns)
         return None
+
+    def _append_rest(self, replay: Replay, columns: Columns, encoded: Mapping[str, Values]) -> Exception | None:
+        """Compare the rows that are there already, and append those behind them."""
+        there = min(replay.left, len(next(iter(encoded.values()))))
+        replay.check({name: values[:there] for name, values in encoded.items()})
+        if not replay.left:
+            replay.close()
+            self._replay = None
+        rest = {name: values[there:] for name, values in columns.items()}
+        return self._append(rest) if len(next(iter(rest.values()))) else None
 
     def _fail(self, part: Block, error: Exception) -> None:
         """Count a row that failed, or raise its error."""
@@ -183,6 +204,12 @@ class _Sink:
     def finish(self) -> None:
         """Settle the columns of a store without rows, and note what was skipped."""
         skipped = self._skipped
+        if self._replay is not None:
+            left, self._replay = self._replay.left, None
+            raise SourceError(
+                f"{self._source.name} ended {left:,} rows before those that the interrupted ingest has written; an "
+                'ingest is resumed with the same rows, so begin a new one with mode="create"'
+            )
         if skipped.rows and skipped.rows == self._seen:
             first = skipped.provenance()["examples"][0]
             where = self._label(first["row"], first["where"])

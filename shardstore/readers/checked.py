@@ -16,7 +16,8 @@ from shardstore.readers.footers import Footers
 from shardstore.readers.positional import ShardFiles
 from shardstore.readers.shared import Shared
 from shardstore.selection import Rows, rows_of_runs
-from shardstore.shardfile import ChunkError, ShardDirectory, check_sum
+from shardstore.shardfile import ChunkError, check_sum, read_at
+from shardstore.shards import ShardDirectory
 
 
 class CheckedReader(Reader):
@@ -32,7 +33,8 @@ class CheckedReader(Reader):
         self._reader = reader
         self._layout = layout
         self._rows = entry.rows
-        self._footers = Footers(ShardFiles(directory, entry, shared), entry)
+        self._files = ShardFiles(directory, entry, shared)
+        self._footers = Footers(self._files, entry)
         self._shift = layout.chunk_rows.bit_length() - 1
         self._checked = np.zeros(layout.chunks_for(entry.rows), np.bool_)
         # How many chunks are not checked yet. Behind the last one nothing is looked up any more.
@@ -112,13 +114,21 @@ class CheckedReader(Reader):
     def _check_chunk(self, chunk: int) -> None:
         layout = self._layout
         shard, slot = divmod(chunk, layout.slots)
-        expected = int(self._footers.get(shard).checksums[slot])
+        file = self._files.get(shard)
+        expected = int(self._footers.get(shard, file).checksums[slot])
         start = chunk << self._shift
         rows = self._reader.peek(start, min(start + layout.chunk_rows, self._rows))
-        # Behind the last row a chunk is filled up with zeros, which nobody reads.
-        found = crc32c(bytes(layout.chunk_nbytes - rows.nbytes), crc32c(rows))
         try:
-            check_sum(slot, found, expected)
+            if rows.nbytes == layout.chunk_nbytes:
+                check_sum(slot, crc32c(rows), expected)
+                return
+            # Rows may follow that were appended since, and the rows above may be read from the file before that. Behind
+            # the last row a chunk is filled up with zeros, which nobody reads.
+            there = min(layout.chunk_rows, file.shard.rows - slot * layout.chunk_rows) * layout.field.row_nbytes
+            stored = read_at(file.descriptor, there, slot * layout.chunk_nbytes)
+            check_sum(slot, crc32c(bytes(layout.chunk_nbytes - there), crc32c(stored)), expected)
+            if not stored.startswith(rows.tobytes()):
+                raise ChunkError(slot, "its rows differ from those in the file")
         except ChunkError as error:
             raise self._footers.damage(shard, error) from None
 

@@ -15,7 +15,8 @@ from shardstore.readers.footers import Footers
 from shardstore.readers.positional import ShardFiles
 from shardstore.readers.shared import Shared
 from shardstore.selection import Rows
-from shardstore.shardfile import ChunkError, ShardDirectory, read_chunks
+from shardstore.shardfile import ChunkError, read_chunks
+from shardstore.shards import ShardDirectory
 
 
 class ChunkReader(Reader):
@@ -106,7 +107,7 @@ class ChunkReader(Reader):
         layout = self._layout
         shard, slot = divmod(chunks.start, layout.slots)
         file = self._files.get(shard)
-        footer = self._footers.get(shard)
+        footer = self._footers.get(shard, file)
         with self._counting:
             self._decodes += len(chunks)
         try:

@@ -17,7 +17,7 @@ from shardstore.readers.base import Reader, cut_runs
 from shardstore.readers.positional import PositionalReads
 from shardstore.readers.shared import Shared, with_room
 from shardstore.selection import Rows
-from shardstore.shardfile import ShardDirectory, open_shard
+from shardstore.shards import ShardDirectory, open_shard
 
 _MAPPED_AT_ONCE = 64
 
@@ -31,27 +31,27 @@ class ContiguousReader(Reader):
     def __init__(self, directory: ShardDirectory, entry: ArrayEntry, shared: Shared) -> None:
         layout, rows = entry.layout, entry.rows
         super().__init__(layout.field)
-        keys, sizes = entry.keys, entry.nbytes.tolist()
+        count = len(entry.nbytes)
         spacing = spacing_nbytes(layout.shard_nbytes, layout.field.row_nbytes)
-        last = layout.rows_in_shard(len(keys) - 1, rows) * layout.field.row_nbytes
-        data_nbytes = [layout.shard_nbytes] * (len(keys) - 1) + [last]
+        last = layout.rows_in_shard(count - 1, rows) * layout.field.row_nbytes
+        data_nbytes = [layout.shard_nbytes] * (count - 1) + [last]
         self._files = MappedFiles(
-            lambda i: with_room(lambda: open_shard(directory, keys[i], sizes[i], confirm=False)),
+            lambda i: with_room(lambda: open_shard(directory, entry, i, confirm=False).descriptor),
             data_nbytes,
             spacing,
             directory.confirm,
         )
-        tells = _tells_cached(directory, keys[0])
+        tells = _tells_cached(directory, layout.shard_key(0))
         self._pages = PageKeeper(self._files, layout.field.row_nbytes, shared.budget, tells)
         # Scattered rows of an array that does not stay resident: a fault costs more than a call, and makes up to 2 MiB
         # resident that have to be given back.
-        by_position = not self._pages.kept and len(keys) <= shared.max_open
+        by_position = not self._pages.kept and count <= shared.max_open
         self._reads = PositionalReads(directory, entry, shared) if by_position else None
         self._array = self._files.data.view(layout.field.dtype).reshape(-1, *layout.field.row_shape)
         self._rows = rows
         self._shard_rows = layout.shard_rows
         # Behind a single shard there is none.
-        self._phantom_rows = (spacing - layout.shard_nbytes) // layout.field.row_nbytes if len(keys) > 1 else 0
+        self._phantom_rows = (spacing - layout.shard_nbytes) // layout.field.row_nbytes if count > 1 else 0
         self.slices_are_views = not self._phantom_rows
         self._shift = layout.shard_rows.bit_length() - 1
 

@@ -6,7 +6,8 @@ from shardstore.cache import BoundedCache
 from shardstore.entries import ArrayEntry
 from shardstore.errors import CorruptionError
 from shardstore.readers.positional import ShardFiles
-from shardstore.shardfile import RESTORE, ChunkError, Footer, read_footer
+from shardstore.shardfile import RESTORE, ChunkError, Footer
+from shardstore.shards import OpenShard
 
 _CACHE_NBYTES = 32 << 20
 
@@ -17,22 +18,18 @@ class Footers:
     def __init__(self, files: ShardFiles, entry: ArrayEntry) -> None:
         self._files = files
         self._entry = entry
-        self._footers: BoundedCache[int, Footer] = BoundedCache(
+        # By shard and checksum: the file of the last shard may become a longer one.
+        self._footers: BoundedCache[tuple[int, int], Footer] = BoundedCache(
             _CACHE_NBYTES, lambda footer: footer.bounds.nbytes + footer.checksums.nbytes
         )
 
-    def get(self, shard: int) -> Footer:
-        """Return the footer of a shard file.
+    def get(self, shard: int, file: OpenShard) -> Footer:
+        """Return the footer of a shard file, which `file` holds open.
 
         Raises:
             CorruptionError: if it is not the one that the manifest vouches for.
         """
-        return self._footers.get(shard, self._read)
-
-    def _read(self, shard: int) -> Footer:
-        layout, file = self._entry.layout, self._files.get(shard)
-        rows = layout.rows_in_shard(shard, self._entry.rows)
-        return read_footer(file.descriptor, self._files.path(shard), layout, self._entry.record(shard), rows)
+        return self._footers.get((shard, file.shard.record.footer_crc32c), lambda key: file.read_footer())
 
     def damage(self, shard: int, error: ChunkError) -> CorruptionError:
         """Return the error that names the file, the chunk and the rows of a damaged chunk."""

@@ -19,7 +19,7 @@ from shardstore.readers.positional import CAN_READ_BY_POSITION, PositionalReader
 from shardstore.readers.shardwise import ShardwiseReader
 from shardstore.readers.shared import Shared
 from shardstore.selection import Rows
-from shardstore.shardfile import ShardDirectory, check_shards
+from shardstore.shards import ShardDirectory, check_shards
 
 _log = logging.getLogger("shardstore")
 
@@ -39,7 +39,7 @@ def open_reader(directory: ShardDirectory, entry: ArrayEntry, shared: Shared, co
     layout = entry.layout
     if not entry.rows or not layout.field.row_nbytes:
         return EmptyReader(entry)
-    check_shards(directory, entry.keys, entry.nbytes.tolist())
+    check_shards(directory, entry)
     if not layout.codec.is_raw:
         return ChunkReader(directory, entry, shared)
     reader = _open_raw(directory, entry, shared, contiguous)

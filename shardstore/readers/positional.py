@@ -13,7 +13,8 @@ from shardstore.errors import CorruptionError
 from shardstore.readers.base import Reader, cut_runs, group_rows
 from shardstore.readers.shared import Shared
 from shardstore.selection import Rows
-from shardstore.shardfile import RESTORE, OpenShard, ShardDirectory
+from shardstore.shardfile import RESTORE
+from shardstore.shards import OpenShard, ShardDirectory
 
 # Windows has no such reads.
 CAN_READ_BY_POSITION = hasattr(os, "preadv")
@@ -34,10 +35,8 @@ class ShardFiles:
             CorruptionError: if it is missing or has another size than the manifest says.
             OSError: if the process may not open one more file.
         """
-        layout, nbytes = self._entry.layout, int(self._entry.nbytes[shard])
-        return self._shared.shard(
-            layout.field.name, shard, lambda: OpenShard(self._directory, layout.shard_key(shard), nbytes)
-        )
+        name = self._entry.layout.field.name
+        return self._shared.shard(name, shard, lambda: OpenShard(self._directory, self._entry, shard))
 
     def path(self, shard: int) -> Any:
         """Return where a shard file is."""

@@ -14,7 +14,7 @@ from shardstore.cache import BoundedCache
 from shardstore.entries import ArrayEntry
 from shardstore.readers.base import Reader, cut_runs, group_rows
 from shardstore.selection import Rows
-from shardstore.shardfile import ShardDirectory, open_shard
+from shardstore.shards import ShardDirectory, open_shard
 
 
 class ShardwiseReader(Reader):
@@ -45,8 +45,7 @@ class ShardwiseReader(Reader):
     def _new_map(self, shard: int) -> NDArray[Any]:
         layout = self._entry.layout
         shape = (layout.rows_in_shard(shard, self._rows), *layout.field.row_shape)
-        nbytes = int(self._entry.nbytes[shard])
-        with os.fdopen(open_shard(self._directory, layout.shard_key(shard), nbytes), "rb") as file:
+        with os.fdopen(open_shard(self._directory, self._entry, shard).descriptor, "rb") as file:
             return np.memmap(file, layout.field.dtype, "r", shape=shape).view(np.ndarray)
 
     def take(self, rows: Rows, out: NDArray[Any]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shardstore.access import DEFAULT_ACCESS, AccessOptions, Budget
 from shardstore.cache import BoundedCache
 from shardstore.machine import max_open_files
-from shardstore.shardfile import OpenShard
+from shardstore.shards import OpenShard
 
 _File = TypeVar("_File")
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from shardstore.changes.commits import JOURNAL_FILE, REPLACING
+from shardstore.changes.commits import REPLACING
 from shardstore.codecs import Codec
 from shardstore.entries import ArrayEntry, ColumnEntry
 from shardstore.errors import CorruptionError, SchemaError
-from shardstore.files import Directory
+from shardstore.files import Directory, UnfitFileError
+from shardstore.journals import JOURNAL_FILE
 from shardstore.manifest import METADATA_FILE, Manifest
 from shardstore.schema import ArrayLayout, Field, check_name
 from shardstore.shardfile import (
@@ -30,7 +31,6 @@ from shardstore.shardfile import (
     check_chunks,
     footer_checksum,
     footer_nbytes,
-    open_shard,
     read_at,
 )
 from shardstore.version import __version__
@@ -140,7 +140,10 @@ def _record(directory: Directory, layout: ArrayLayout, shard: int, rows: int) ->
     size, count = footer_nbytes(layout.slots), layout.rows_in_shard(shard, rows)
     if status.st_size <= size:
         raise CorruptionError(f"{path}: {status.st_size:,} bytes are too few for a shard file")
-    descriptor = open_shard(directory, key, status.st_size)
+    try:
+        descriptor = directory.open(key)
+    except UnfitFileError as error:
+        raise CorruptionError(f"{path}: {error}, expected a shard file") from None
     try:
         data = read_at(descriptor, size, status.st_size - size)
         footer = Footer.from_bytes(data, layout.slots, layout.chunks_for(count), str(path))

@@ -17,7 +17,7 @@ from typing import Any
 
 from shardstore import files
 from shardstore.building import explained_errors
-from shardstore.changes.commits import is_dead_column
+from shardstore.changes.leftovers import finish_commit, is_dead_column
 from shardstore.changes.writelock import store_lock
 from shardstore.column_types import ColumnType, TypeLike, parse_type
 from shardstore.damage import Damage
@@ -194,7 +194,8 @@ class _Work:
     def remove_unfinished(self) -> None:
         """Remove what writers that were killed have not finished, this one among them."""
         self.clear_workshop()
-        for path in sorted(self._path.rglob(".*partial*")):
+        finish_commit(self._path, self.manifest)
+        for path in sorted({*self._path.rglob(".*partial*"), *self._path.rglob(".*.tail-*")}):
             if path.is_file() and not path.is_symlink():
                 path.unlink()
                 self.repairs.append(Repair(str(path.relative_to(self._path)), "an unfinished file, removed"))

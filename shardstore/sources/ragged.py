@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,11 @@ class RangesPart:
     def label(self) -> str:
         """What messages call it."""
         return self.ends.array.label
+
+    @property
+    def arrays(self) -> tuple[ArraySource, ...]:
+        """All that is read."""
+        return (self.ends.array,)
 
     def read(self, start: int, stop: int, block_rows: int) -> Iterator[NDArray[Any]]:
         """Yield int64 `(rows, 2)`, each row's first item and one past its last, of all rows in blocks."""
@@ -265,6 +270,11 @@ class MembersPart:
 
 
 InputPart = Part | RaggedPart | PaddedPart | MembersPart
+
+
+def paths_of(parts: Iterable[InputPart | RangesPart]) -> set[Path]:
+    """Return the files that parts are read from."""
+    return {array.path for part in parts for array in part.arrays}
 
 
 def ragged_part(name: str, values: ArraySource, ends: RowEnds, declared: ColumnType | None) -> RaggedPart:

@@ -1,0 +1,109 @@
+"""What a writer that was killed leaves in a store, and what is left to be done behind the commit of an append.
+
+Whoever changes the store next sees to both, under its lock. Readers need neither.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from shardstore import files
+from shardstore.entries import ArrayEntry, successor_key
+from shardstore.journals import JOURNAL_FILE
+from shardstore.manifest import METADATA_FILE, Manifest, encode_document
+
+# What a column's folder has; anything else was put there by somebody else.
+_FOLDER_NAMES = frozenset((METADATA_FILE, JOURNAL_FILE, "c", "values", "ranges"))
+
+
+def finish_commit(store: Path, manifest: Manifest) -> None:
+    """Give shard files that took the place of others their names, and arrays the metadata of their new shapes."""
+    for entry in manifest.arrays:
+        if entry.successor is None:
+            continue
+        key = entry.layout.shard_key(entry.successor.shard)
+        successor, path = store / successor_key(key, entry.successor.generation), store / key
+        if successor.exists():
+            successor.replace(path)
+        files.fsync_directory(path.parent)  # also where it had its name: the next commit may rely on it
+    if not manifest.history or manifest.history[-1].until != manifest.generation - 1:
+        return
+    for name, document in manifest.documents().items():
+        path, data = store / name / METADATA_FILE, encode_document(document)
+        if not path.exists() or path.read_bytes() != data:
+            files.write_file(path, data)
+            files.fsync_directory(path.parent)
+
+
+def remove_leftovers(store: Path, manifest: Manifest) -> list[Path]:
+    """Remove what is not the store's of the files that a killed append, or commit, may leave; return their paths."""
+    found = [*store.glob(f".{METADATA_FILE}.partial-*"), *store.glob(JOURNAL_FILE)]
+    for name in manifest.documents():
+        if not _leads_out(store, name):
+            found += (store / name).glob(f".{METADATA_FILE}.partial-*")
+            found += (store / name).glob(JOURNAL_FILE)
+    for entry in manifest.arrays:
+        if not _leads_out(store, f"{entry.layout.field.name}/c"):
+            found += _beside_shards(store, entry)
+    found += [path for path in _other_folders(store, manifest) if is_dead_column(path)]
+    for path in found:
+        _remove(path)
+    return found
+
+
+def _leads_out(store: Path, name: str) -> bool:
+    """Whether a symbolic link is on the way to a file: what lies elsewhere is not the store's."""
+    path = store / name
+    return any(folder.is_symlink() for folder in (path, *path.parents) if store in folder.parents)
+
+
+def _beside_shards(store: Path, entry: ArrayEntry) -> Iterator[Path]:
+    """Yield files and folders among an array's shard files that are none: unfinished ones, and those of no rows."""
+    folder, shards = store / entry.layout.field.name / "c", len(entry.nbytes)
+    if not folder.is_dir():
+        return
+    named = set() if entry.successor is None else {store / name for name in entry.names(entry.successor.shard)}
+    for name in os.listdir(folder):
+        is_beyond = name.isdecimal() and int(name) >= shards
+        if (is_beyond or name.startswith(".")) and folder / name not in named:
+            yield folder / name
+    inner = (store / entry.layout.shard_key(shards - 1)).parent if shards else folder
+    if inner != folder and inner.is_dir():
+        yield from (inner / name for name in os.listdir(inner) if name.startswith(".") and inner / name not in named)
+
+
+def remove_unfinished_columns(store: Path, manifest: Manifest) -> list[Path]:
+    """Remove what is finished of columns that were being added; return the paths of their folders."""
+    found = [path for path in _other_folders(store, manifest) if is_left_over(path)]
+    for path in found:
+        _remove(path)
+    return found
+
+
+def _other_folders(store: Path, manifest: Manifest) -> list[Path]:
+    return [
+        path
+        for path in store.iterdir()
+        if path.name not in manifest.columns and not path.name.startswith(".")
+        if path.is_dir() and not path.is_symlink()
+    ]
+
+
+def is_left_over(folder: Path) -> bool:
+    """Whether a folder has nothing that a column would not leave behind."""
+    return all(name in _FOLDER_NAMES or name.startswith(".") for name in os.listdir(folder))
+
+
+def is_dead_column(folder: Path) -> bool:
+    """Whether a folder that is no column's has only what a column leaves behind, and nothing to go on with."""
+    return is_left_over(folder) and not (folder / JOURNAL_FILE).exists()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # files in use may stay; they mean nothing
+    else:
+        path.unlink(missing_ok=True)
