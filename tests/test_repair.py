@@ -273,6 +273,62 @@ def test_a_directory_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
         mend(tmp_path / "nothing")
 
 
+def append_unfinished(path: Path) -> dict[str, bytes]:
+    """Append rows, and put all back that is done behind the commit; return what the finished store has."""
+    before = tree(path)
+    with shardstore.Writer(path, mode="append") as writer:
+        writer.append({name: values[:50] for name, values in columns().items()})
+    finished = tree(path)
+    with shardstore.open(path) as store:
+        for entry in store.manifest.arrays:
+            if entry.successor is None:
+                continue
+            successor, key = entry.names(entry.successor.shard)
+            (path / key).rename(path / successor)
+            (path / key).write_bytes(before[key])
+    for name in before:
+        if name.endswith("/zarr.json"):
+            (path / name).write_bytes(before[name])
+    return finished
+
+
+def test_an_append_is_finished(store: Path) -> None:
+    finished = append_unfinished(store)
+    report = mend(store)
+    assert report.ok
+    assert report.set_aside is None
+    assert tree(store) == finished
+
+
+def test_a_file_whose_successor_is_damaged_is_kept(store: Path) -> None:
+    old = (store / "x/c/2/0").read_bytes()
+    append_unfinished(store)
+    os.truncate(store / "x/c/2/.0.tail-2", 60)
+    report = mend(store)
+    assert [(damage.file, damage.rows) for damage in report.left] == [("x/c/2/0", (256, 350))]
+    assert report.set_aside is not None
+    assert (report.set_aside / "x/c/2/0").read_bytes() == old
+
+
+def test_no_manifest_is_made_of_metadata_that_is_older_than_the_rows(store: Path) -> None:
+    append_unfinished(store)
+    (store / "zarr.json").unlink()
+    before = tree(store)
+    with pytest.raises(shardstore.CorruptionError, match=r"\.tail-2: of rows that were being appended"):
+        mend(store, rebuild_manifest=True)
+    assert tree(store) == before
+
+
+def test_a_successor_of_no_commit_is_set_aside(whole: Path, store: Path) -> None:
+    for name in ("x/c/2/.0.tail-9", "mine/.x.partial", "mine/notes.txt"):
+        (store / name).parent.mkdir(exist_ok=True)
+        (store / name).write_bytes(b"rows")
+    report = mend(store)
+    assert report.ok
+    assert [repair.file for repair in report.repairs] == ["x/c/2/.0.tail-9"]
+    assert tree(store) == {**tree(whole), "mine/.x.partial": b"rows", "mine/notes.txt": b"rows"}
+
+
 # From the files that the store was made of
 
 

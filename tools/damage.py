@@ -32,9 +32,11 @@ from shardstore.manifest import METADATA_FILE, Manifest
 from shardstore.shardfile import footer_nbytes
 from tools.faults import FAULTS, attempt
 
-KINDS = ("raw", "zstd", "blosc:lz4", "ragged")
+KINDS = ("raw", "zstd", "blosc:lz4", "ragged", "appended")
 ROWS = 700
 _PAGE = 4096
+# In the second shard.
+_APPENDED_AT = 300
 Content = bytes | None
 
 
@@ -43,7 +45,7 @@ class MissedError(AssertionError):
 
 
 def columns(kind: str, seed: int) -> dict[str, Any]:
-    """Return the rows of a store: a wide and a narrow column, or ragged ones."""
+    """Return the rows of a store: a wide and a narrow column, or ragged ones, whatever their codecs and history."""
     rng = np.random.default_rng(seed)
     if kind != "ragged":
         return {"x": rng.integers(0, 9, (ROWS, 16)).astype(np.float32), "y": rng.integers(0, 1000, ROWS)}
@@ -59,7 +61,7 @@ class Subject:
     Attributes:
         path: where it is damaged.
         pristine: a copy that nobody damages.
-        earlier: the same store before its column `x` was replaced.
+        earlier: the same store before its column `x` was replaced, or rows were appended.
         manifest: what it says of itself.
         rows: what its columns hold.
     """
@@ -84,18 +86,28 @@ class Subject:
 
 
 def make_subject(folder: Path, kind: str) -> Subject:
-    """Write a store of a kind, replace a column of it, and keep what was there before."""
-    path, codec = folder / "store", "zstd" if kind == "ragged" else kind
-    codecs = {"x": "raw", "text": "zstd"} if kind == "ragged" else {"x": codec, "y": codec}
+    """Write a store of a kind, change it, and keep what was there before."""
+    path = folder / "store"
+    codecs = {
+        "ragged": {"x": "raw", "text": "zstd"},
+        "appended": {"x": "raw", "y": "zstd"},
+    }.get(kind, {"x": kind, "y": kind})
     # Shards of 256 rows and chunks of 2 KiB, so that a page holds several.
-    with shardstore.Writer(path, codec=codecs, shard_bytes=16 << 10, chunk_bytes=2 << 10) as writer:
-        writer.append(columns(kind, 1))
+    sizes: Any = {"shard_bytes": 16 << 10, "chunk_bytes": 2 << 10}
+    first = columns(kind, 1)
+    before = {name: values[:_APPENDED_AT] for name, values in first.items()} if kind == "appended" else first
+    with shardstore.Writer(path, codec=codecs, **sizes) as writer:
+        writer.append(before)
     shutil.copytree(path, folder / "earlier")
-    rows = {**columns(kind, 1), "x": columns(kind, 2)["x"]}
+    if kind == "appended":
+        rows = first
+        with shardstore.Writer(path, mode="append") as writer:
+            writer.append({name: values[_APPENDED_AT:] for name, values in first.items()})
+    else:
+        rows = {**first, "x": columns(kind, 2)["x"]}
+        with shardstore.open(path) as store:
+            store.add_column("x", rows["x"], codec=codecs["x"], replace=True, progress=False, **sizes)
     with shardstore.open(path) as store:
-        store.add_column(
-            "x", rows["x"], codec=codecs["x"], replace=True, shard_bytes=16 << 10, chunk_bytes=2 << 10, progress=False
-        )
         manifest = store.manifest
     shutil.copytree(path, folder / "pristine")
     return Subject(path, folder / "pristine", folder / "earlier", manifest, rows)
@@ -284,8 +296,8 @@ def read_all(store: shardstore.Store, rows: Mapping[str, Any], rng: np.random.Ge
     """Read each row by number and in runs; raise `MissedError` if one is not what was written."""
     for name in store.columns:
         column = store[name]
-        order = rng.permutation(ROWS)
-        for start in range(0, ROWS, 50):
+        order = rng.permutation(len(column))  # fewer in an earlier generation
+        for start in range(0, len(column), 50):
             picked = np.sort(order[start : start + 50]) if start % 100 else order[start : start + 50]
             for index in (picked, slice(start, start + 50)):
                 _compare(column, index, rows[name])
@@ -422,8 +434,12 @@ def _means_the_same(subject: Subject, name: str, content: Content) -> bool:
     data = (subject.pristine / name).read_bytes()
     if content is None or content == data or not name.endswith(METADATA_FILE):
         return content == data
-    try:  # the white space at its end is free
-        return bool(json.loads(content) == json.loads(data))
+    earlier = subject.earlier / name
+    free = [data]  # but for the white space at its end
+    if subject.manifest.history and name != METADATA_FILE:
+        free.append(earlier.read_bytes())  # which an append replaces only behind its commit
+    try:
+        return json.loads(content) in [json.loads(each) for each in free]
     except ValueError:
         return False
 

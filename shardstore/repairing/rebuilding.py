@@ -111,6 +111,7 @@ def _array(directory: Directory, path: str, document: Any) -> ArrayEntry:
         document["chunk_grid"]["configuration"]["chunk_shape"][0],
         sharding["chunk_shape"][0],
     )
+    _check_newest(directory.path / path / "c", layout.num_shards(rows))
     records = [_record(directory, layout, shard, rows) for shard in range(layout.num_shards(rows))]
     return ArrayEntry(
         layout,
@@ -118,6 +119,16 @@ def _array(directory: Directory, path: str, document: Any) -> ArrayEntry:
         np.array([record.nbytes for record in records], np.int64),
         np.array([record.footer_crc32c for record in records], np.int64),
     )
+
+
+def _check_newest(folder: Path, shards: int) -> None:
+    """Raise `CorruptionError` if rows were appended of which the array's metadata does not know."""
+    others = [path for path in folder.glob("*") if path.name.isdecimal() and int(path.name) >= shards]
+    if others := sorted([*others, *folder.rglob(".*.tail-*")]):
+        raise CorruptionError(
+            f"{others[0]}: of rows that were being appended, which the metadata of its array does not have. If they "
+            "were not committed, move such files away and try again"
+        )
 
 
 def _codec(chain: Any) -> Codec:

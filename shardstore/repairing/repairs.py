@@ -8,9 +8,10 @@ were killed.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from shardstore.verify import metadata_damages, verify_shard, verify_store
 
 # Where shard files are made before they take their places; no column has such a name.
 _WORKSHOP = ".repair"
+# Files that are being written, and shard files that are to take the place of others.
+_UNFINISHED = re.compile(r"\..+\.partial(-[0-9a-f]{8})?")
+_SUCCESSOR = re.compile(r"\.\d+\.tail-\d+")
 
 
 @dataclass(frozen=True)
@@ -194,14 +198,34 @@ class _Work:
     def remove_unfinished(self) -> None:
         """Remove what writers that were killed have not finished, this one among them."""
         self.clear_workshop()
-        finish_commit(self._path, self.manifest)
-        for path in sorted({*self._path.rglob(".*partial*"), *self._path.rglob(".*.tail-*")}):
-            if path.is_file() and not path.is_symlink():
+        self._finish_commit()
+        for path in sorted(self._hidden_files()):
+            if _UNFINISHED.fullmatch(path.name):
                 path.unlink()
                 self.repairs.append(Repair(str(path.relative_to(self._path)), "an unfinished file, removed"))
+            elif _SUCCESSOR.fullmatch(path.name):
+                self._move_aside(path, "of no commit of the store")
         for path in sorted(self._path.iterdir()):
             if path.is_dir() and path.name not in self.manifest.columns and is_dead_column(path):
                 self._move_aside(path, "no column of the store")
+
+    def _finish_commit(self) -> None:
+        """Do what is left to be done behind an append; a file is kept whose successor is damaged."""
+        for entry in self.manifest.arrays:
+            if entry.successor is None:
+                continue
+            *successor, key = entry.names(entry.successor.shard)
+            if any((self._path / name).exists() for name in successor) and self._damages(self._directory, key):
+                self._keep(self._path / key)
+        finish_commit(self._path, self.manifest)
+
+    def _hidden_files(self) -> Iterator[Path]:
+        yield from self._path.glob(f".{METADATA_FILE}.partial-*")
+        for name in self.manifest.columns:
+            if not (self._path / name).is_symlink():
+                yield from (
+                    path for path in (self._path / name).rglob(".*") if path.is_file() and not path.is_symlink()
+                )
 
     def write_metadata(self) -> None:
         """Write the metadata documents that do not follow from the manifest, the group's last."""
@@ -344,6 +368,9 @@ class _Work:
         """Return a place beside the store for one of its files."""
         if self.aside is None:
             self.aside = self._path.with_name(f"{self._path.name}.damaged-{uuid.uuid4().hex[:8]}")
-        target = self.aside / name
+        target, number = self.aside / name, 1
+        while os.path.lexists(target):  # a file that took the place of another one that lies here
+            number += 1
+            target = self.aside / f"{name}-{number}"
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
