@@ -157,6 +157,14 @@ class StoreFiles:
                 f"{self.path / name}, row {row:,}: its range [{start:,}, {stop:,}) is not within the {items:,} items "
                 f"of the column; run shardstore verify; {RESTORE}"
             )
+        lengths = ranges[:, 1] - ranges[:, 0]
+        if lengths.sum(dtype=np.float64) > items:  # rows that are asked for twice, or else a file that claims too much
+            _, first = np.unique(rows, return_index=True)
+            if lengths[first].sum(dtype=np.float64) > items:
+                raise CorruptionError(
+                    f"{self.path / name}: some rows have more items together than the {items:,} of the column, so they "
+                    f"overlap; run shardstore verify; {RESTORE}"
+                )
         return ranges
 
     def read_items(self, name: str, starts: Rows, stops: Rows) -> NDArray[Any]:

@@ -174,6 +174,17 @@ def test_chunks_that_would_begin_again_at_byte_0() -> None:
         Footer.from_bytes(data, 2, 2, "here")
 
 
+def test_rows_that_all_claim_all_items(tmp_path: Path) -> None:
+    with shardstore.Writer(tmp_path / "store", types={"r": "ragged"}) as writer:
+        writer.append({"r": [np.arange(100)] * 1000})
+    with (tmp_path / "store/r/ranges/c/0/0").open("r+b") as file:
+        file.write(np.tile(np.array([0, 100_000]), (1000, 1)).tobytes())
+    with shardstore.open(tmp_path / "store") as store:
+        assert len(store["r"][[7, 7, 7]].values) == 300_000  # as often as it was asked for
+        with pytest.raises(CorruptionError, match="overlap"):
+            store["r"][[1, 2]]
+
+
 # Where a store leads
 
 
