@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import re
@@ -33,8 +34,11 @@ def own(path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(path, tmp_path / "own", copy_function=os.link))
 
 
+@functools.cache  # asked for with every batch
 def model() -> np.ndarray[Any, Any]:
-    return np.arange(ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH)
+    array = np.arange(ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH)
+    array.flags.writeable = False
+    return array
 
 
 @pytest.fixture(scope="module")
