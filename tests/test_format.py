@@ -44,11 +44,13 @@ def read_store(store: Path) -> dict[str, NDArray[Any]]:
     require(manifest["format_version"] == 1, "version")
     require(manifest["crc32c"] == manifest_crc32c(manifest), "manifest checksum")
     documents = all_documents(manifest)
+    before = documents_before(manifest)
     require((group["zarr_format"], group["node_type"]) == (3, "group"), "group")
     expected = {"kind": "inline", "must_understand": False, "metadata": documents}
     require(group["consolidated_metadata"] == expected, "consolidated metadata")
     for name, document in documents.items():
-        require(json.loads((store / name / "zarr.json").read_bytes()) == document, f"metadata of {name}")
+        found = json.loads((store / name / "zarr.json").read_bytes())
+        require(found in (document, before.get(name)), f"metadata of {name}")
     return {c["name"]: read_column(store, c, manifest["rows"], manifest["shard_rows"]) for c in manifest["columns"]}
 
 
@@ -60,6 +62,19 @@ def all_documents(manifest: dict[str, Any]) -> dict[str, Any]:
         for array, rows, shard_rows in arrays_of(column, manifest["rows"], manifest["shard_rows"]):
             documents[array["name"]] = array_document(array, rows, shard_rows)
     return documents
+
+
+def documents_before(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata that arrays still have if the last commit was an append that was not finished."""
+    history = manifest.get("history", [])
+    if not history or history[-1]["until"] != manifest["generation"] - 1:
+        return {}
+    last = history[-1]
+    columns = [
+        column | {"items": last["items"][column["name"]]} if column["kind"] == "ragged" else column
+        for column in manifest["columns"]
+    ]
+    return all_documents(manifest | {"rows": last["rows"], "columns": columns})
 
 
 def arrays_of(column: dict[str, Any], rows: int, shard_rows: int) -> list[tuple[dict[str, Any], int, int]]:
@@ -97,6 +112,9 @@ def read_array(store: Path, column: dict[str, Any], rows: int, shard_rows: int) 
     array = np.zeros((rows, *shape), dtype)
     for shard in range(shards):
         path = store.joinpath(column["name"], "c", str(shard), *("0" for _ in shape))
+        if "successor" in column and column["successor"][0] == shard:
+            successor = path.with_name(f".{path.name}.tail-{column['successor'][1]}")
+            path = successor if successor.exists() else path
         part = array[shard * shard_rows : (shard + 1) * shard_rows]
         read_shard(path.read_bytes(), column, shard, shard_rows // chunk_rows, part)
     if column["logical"] in (None, "utf8", "binary", "categorical"):

@@ -300,10 +300,14 @@ def test_keys_of_a_later_release_are_kept_through_every_change(tmp_path: Path) -
             expected = {(new if name == old else name, part): later for (name, part), later in expected.items()}
             assert unknown_keys(body()) == expected
         store.drop_column("gone")
-        assert unknown_keys(body()) == {where: later for where, later in expected.items() if where[0] != "gone"}
+        expected = {where: later for where, later in expected.items() if where[0] != "gone"}
+        assert unknown_keys(body()) == expected
+    with shardstore.Writer(path, mode="append") as writer:
+        writer.append({"y": [3], "words": ["d"], "sum": [4]})
+    assert unknown_keys(body()) == expected
     with shardstore.open(path) as store:
-        assert store.generation == 6
-        assert store["words"][:].to_list() == ["a", "", "bc"]
+        assert store.generation == 7
+        assert store["words"][:].to_list() == ["a", "", "bc", "d"]
         assert store.verify(progress=False).ok
 
 

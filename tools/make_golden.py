@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import signal
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +153,83 @@ def ingested(path: Path) -> Columns:
     return {"x": x[:, :-1], "y": x[:, -1]}
 
 
+def grown(path: Path) -> Columns:
+    """Write a store whose rows came in three appends, to whole shards and short ones, with a column added between."""
+    number, lengths = bits("int16", (ROWS, 3), 6), [i * 3 % 7 for i in range(ROWS)]
+    columns: Columns = {
+        "raw": number,
+        "zstd": bits("float64", (ROWS, 2), 7),
+        "items": np.split(bits("uint16", (sum(lengths),), 8), np.cumsum(lengths)[:-1]),
+        "text": list(TEXTS),
+        "label": [("cat", "dog", "cat", "eel", "dog")[i % 5] for i in range(ROWS)],
+    }
+    codecs = {"raw": "raw", "zstd": "zstd", "items": "zstd", "text": "raw", "label": "blosc:lz4"}
+    types = {"items": "ragged[uint16]", "text": "utf8", "label": shardstore.Categorical(["cat", "dog", "eel"])}
+    sizes = {"codec": codecs, "shard_bytes": 64, "chunk_bytes": 32, "types": types}
+    ends = (0, 5, 6, 8, ROWS)
+    for start, stop in pairwise(ends):
+        options: dict[str, Any] = {"mode": "append"} if start else sizes
+        with shardstore.Writer(path, **options) as writer:
+            writer.append({name: values[start:stop] for name, values in columns.items()})
+    return columns
+
+
+def pending(path: Path) -> Columns:
+    """Write a store whose last append was killed after its commit, before the successors got their names."""
+    columns = grown(path)
+    more = {name: values[:1] for name, values in columns.items()}
+
+    def append() -> None:
+        with shardstore.Writer(path, mode="append") as writer:
+            writer.append(more)
+
+    # Under another name a successor is still being written.
+    killed(append, lambda event, arguments: event == "os.rename" and re.search(r"\.tail-\d+$", str(arguments[0])))
+    return {
+        name: np.concatenate([values, more[name]]) if is_fixed(values) else [*values, *more[name]]
+        for name, values in columns.items()
+    }
+
+
+def interrupted(path: Path) -> Columns:
+    """Write a store to which a column was being added, and one that was to take its place, both killed on their way."""
+    columns = stored("raw")(path)
+
+    def add() -> None:
+        with shardstore.open(path) as store:
+            store.add_column(
+                "later", lambda batch: batch["int8"] * 2, columns="int8", fingerprint="twice", batch_size=4
+            )
+
+    killed(add, lambda event, arguments: event == "os.rename" and str(arguments[1]).endswith("later/c/2/0"))
+
+    def replace() -> None:
+        with shardstore.Writer(path, mode="overwrite", shard_bytes=64) as writer:
+            writer.append({"x": np.arange(100.0)})
+
+    killed(replace, lambda event, arguments: event == "os.rename" and str(arguments[1]).endswith("x/c/9"))
+    return columns
+
+
+def killed(change: Callable[[], None], moment: Callable[[str, tuple[Any, ...]], Any]) -> None:
+    """Run a change in a process that is killed when the interpreter is about to do something."""
+
+    def at(event: str, arguments: tuple[Any, ...]) -> None:
+        if moment(event, arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        try:
+            sys.addaudithook(at)
+            change()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+        raise RuntimeError("the change was not killed: it no longer does what it was to be killed at")
+
+
 STORES: dict[str, Callable[[Path], Columns]] = {
     **{f"stored-{name}": stored(codec) for name, codec in (("raw", "raw"), ("zstd", "zstd"), ("blosc", "blosc:lz4"))},
     "logical": logical,
@@ -156,6 +238,9 @@ STORES: dict[str, Callable[[Path], Columns]] = {
     "no-bytes": no_bytes,
     "changed": changed,
     "ingested": ingested,
+    "grown": grown,
+    "pending": pending,
+    "interrupted": interrupted,
 }
 
 
