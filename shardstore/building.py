@@ -220,6 +220,10 @@ def explained_errors(destination: Path, kept: str = "nothing was kept of the att
             there = next(folder for folder in destination.absolute().parents if folder.is_dir())
             free = shutil.disk_usage(there).free
             raise DestinationError(f"no space left for {destination}: {free:,} bytes are free there; {kept}") from error
+        if error.errno == errno.EIO:
+            raise DestinationError(
+                f"writing {destination} failed: {error.strerror}: a disk does not work, or is not reached; {kept}"
+            ) from error
         if error.errno in _REFUSALS:
             where = f" ({error.filename})" if error.filename else ""
             raise DestinationError(f"cannot write {destination}: {error.strerror}{where}") from error

@@ -129,4 +129,4 @@ class CrashingStore(RuleBasedStateMachine):
 
 
 TestCrashingStore = CrashingStore.TestCase
-TestCrashingStore.settings = settings(max_examples=15, stateful_step_count=12)
+TestCrashingStore.settings = settings(max_examples=settings().max_examples // 3, stateful_step_count=12)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import shardstore
 from tools import crashes, full_disk, operations
 from tools.faults import attempt
 from tools.operations import Operation
@@ -74,7 +75,7 @@ def leave_files(drop: Operation, folder: Path) -> None:
 
 
 def say_nothing(drop: Operation, folder: Path) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(shardstore.ShardStoreError):
         drop.run(folder)
 
 

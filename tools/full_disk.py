@@ -75,7 +75,7 @@ def _fill(folder: Path, operation: Operation, step: int) -> Counter[str]:
         status = os.statvfs(place.work)
         used = {"bytes": status.f_blocks - status.f_bfree, "files": status.f_files - status.f_ffree}
     for what, sizes in {"bytes": "size={}k,nr_inodes=10000", "files": "size=64m,nr_inodes={}"}.items():
-        size = used[what] + 1
+        size = max(1, used[what])  # 0 is no limit
         while True:
             with _mounted(place.work, sizes.format(size * PAGE // 1024 if what == "bytes" else size)):
                 if not _is_full(place, f"{operation.name}, on a disk of {size} {what.replace('bytes', 'pages')}"):

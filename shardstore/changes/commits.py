@@ -48,7 +48,7 @@ def changing(store: Path, store_id: str | None = None) -> Iterator[Change]:
         CorruptionError: if its manifest is damaged.
         DestinationError: if it cannot be written to, or its disk is full.
     """
-    with explained_errors(store, "the store is as it was"), store_lock(store):
+    with explained_errors(store, "the store is whole, with the change or without"), store_lock(store):
         _, manifest = load_manifest(store)
         if store_id not in (None, manifest.store_id):
             raise FormatError(
