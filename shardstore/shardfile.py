@@ -110,7 +110,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, layout: ArrayLayout) -> None:
-        self._path = path
+        self.path = path  # the name that the file gets
         self._partial = path.with_name(f".{path.name}.partial")
         self._layout = layout
         self._rows = 0
@@ -195,7 +195,7 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         nbytes = self._file.tell()
         self._file.close()
-        self._partial.replace(self._path)
+        self._partial.replace(self.path)
         return ShardRecord(nbytes, footer_checksum(data))
 
     def _end_chunk(self) -> None:
