@@ -199,6 +199,13 @@ def _left_behind(destination: Path, resume: bool, held: ExitStack) -> Path | Non
     return resumed
 
 
+def dead_builds(destination: Path) -> Iterator[Path]:
+    """Yield the directories of builds that were killed, each locked until the next one is asked for."""
+    for path in files.partial_directories(destination) if _LOCKS_BUILDS else ():
+        with suppress(FormatError, LockedError), store_lock(path):
+            yield path
+
+
 def _last_change(directory: Path) -> float:
     try:
         return (directory / JOURNAL_FILE).stat().st_mtime

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import zarr
 
     from shardstore.changes.commits import Change
+    from shardstore.changes.vacuuming import VacuumReport
     from shardstore.column_types import ColumnType, TypeLike
     from shardstore.memory_report import MemoryReport
     from shardstore.verify import VerifyReport
@@ -282,6 +283,20 @@ class Store(Table):
         with self._changing() as change:
             change.rename(old, new)
         return self
+
+    def vacuum(self) -> VacuumReport:
+        """Remove the files that no generation of the store needs: what interrupted changes and builds have left.
+
+        Whoever changes the store removes most of it anyway. This removes what could be gone on with, too: a column
+        whose computation was interrupted, and new stores of this name whose ingest was.
+
+        Raises:
+            LockedError: if somebody is changing the store.
+            DestinationError: if files cannot be removed.
+        """
+        from shardstore.changes.vacuuming import vacuum
+
+        return vacuum(self._files.absolute_path)
 
     def stale_columns(self) -> tuple[str, ...]:
         """Return the names of columns that were made of columns which are no longer there, or not the same."""

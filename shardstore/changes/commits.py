@@ -18,7 +18,7 @@ from typing import Any
 
 from shardstore import files
 from shardstore.building import explained_errors
-from shardstore.changes.leftovers import finish_commit, is_left_over, remove_leftovers, remove_unfinished_columns
+from shardstore.changes.leftovers import finish_commit, is_left_over, remove, remove_leftovers, unfinished_columns
 from shardstore.changes.writelock import store_lock
 from shardstore.entries import STATISTICS, ArrayEntry, ColumnEntry
 from shardstore.errors import DestinationError, FormatError, SchemaError
@@ -104,7 +104,10 @@ class Change:
                 self._sync_new(one, other)
         self._commit(before.grown(rows, entries, provenance))
         finish_commit(self.path, self.manifest)
-        remove_unfinished_columns(self.path, self.manifest)  # nobody can go on with those: they are of fewer rows
+        for folder in unfinished_columns(
+            self.path, self.manifest
+        ):  # nobody can go on with those: they are of fewer rows
+            remove(folder)
 
     def _sync_new(self, old: ArrayEntry, new: ArrayEntry) -> None:
         """Bring the names of an array's new shard files to disk, and those of their folders."""

@@ -22,7 +22,7 @@ _FOLDER_NAMES = frozenset((METADATA_FILE, JOURNAL_FILE, "c", "values", "ranges")
 def finish_commit(store: Path, manifest: Manifest) -> None:
     """Give shard files that took the place of others their names, and arrays the metadata of their new shapes."""
     for entry in manifest.arrays:
-        if entry.successor is None:
+        if entry.successor is None or _leads_out(store, f"{entry.layout.field.name}/c"):
             continue
         key = entry.layout.shard_key(entry.successor.shard)
         successor, path = store / successor_key(key, entry.successor.generation), store / key
@@ -38,8 +38,8 @@ def finish_commit(store: Path, manifest: Manifest) -> None:
             files.fsync_directory(path.parent)
 
 
-def remove_leftovers(store: Path, manifest: Manifest) -> list[Path]:
-    """Remove what is not the store's of the files that a killed append, or commit, may leave; return their paths."""
+def leftovers(store: Path, manifest: Manifest) -> list[Path]:
+    """Return what killed changes have left in a store, and nobody can go on with."""
     found = [*store.glob(f".{METADATA_FILE}.partial-*"), *store.glob(JOURNAL_FILE)]
     for name in manifest.documents():
         if not _leads_out(store, name):
@@ -48,10 +48,13 @@ def remove_leftovers(store: Path, manifest: Manifest) -> list[Path]:
     for entry in manifest.arrays:
         if not _leads_out(store, f"{entry.layout.field.name}/c"):
             found += _beside_shards(store, entry)
-    found += [path for path in _other_folders(store, manifest) if is_dead_column(path)]
-    for path in found:
-        _remove(path)
-    return found
+    return [*found, *(path for path in _other_folders(store, manifest) if is_dead_column(path))]
+
+
+def remove_leftovers(store: Path, manifest: Manifest) -> None:
+    """Remove what killed changes have left in a store, and nobody can go on with."""
+    for path in leftovers(store, manifest):
+        remove(path)
 
 
 def _leads_out(store: Path, name: str) -> bool:
@@ -75,12 +78,9 @@ def _beside_shards(store: Path, entry: ArrayEntry) -> Iterator[Path]:
         yield from (inner / name for name in os.listdir(inner) if name.startswith(".") and inner / name not in named)
 
 
-def remove_unfinished_columns(store: Path, manifest: Manifest) -> list[Path]:
-    """Remove what is finished of columns that were being added; return the paths of their folders."""
-    found = [path for path in _other_folders(store, manifest) if is_left_over(path)]
-    for path in found:
-        _remove(path)
-    return found
+def unfinished_columns(store: Path, manifest: Manifest) -> list[Path]:
+    """Return the folders of columns that are not the store's, also of those whose addition could be gone on with."""
+    return [path for path in _other_folders(store, manifest) if is_left_over(path)]
 
 
 def _other_folders(store: Path, manifest: Manifest) -> list[Path]:
@@ -102,7 +102,8 @@ def is_dead_column(folder: Path) -> bool:
     return is_left_over(folder) and not (folder / JOURNAL_FILE).exists()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder and all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)  # files in use may stay; they mean nothing
     else:

@@ -1,4 +1,7 @@
-"""`shardstore repair`: a damaged store made whole again; it exits with 1 if rows are lost."""
+"""`shardstore repair` and `vacuum`: a damaged store made whole again, one without files that nobody needs.
+
+`repair` exits with 1 if rows are lost.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from typing import Annotated
 
 import typer
 
+from shardstore.changes.vacuuming import vacuum as vacuum_store
 from shardstore.cli.app import AsJson, StorePath, app, fail, out, user_errors
 from shardstore.cli.options import column_types, named_sources
+from shardstore.memory import size_text
 from shardstore.repairing.repairs import RepairReport
 from shardstore.repairing.repairs import repair as repair_store
 
@@ -58,6 +63,19 @@ def repair(
             _print(report)
         if not report.ok:
             raise typer.Exit(1)
+
+
+@app.command()
+def vacuum(path: StorePath, as_json: AsJson = False) -> None:
+    """Remove what interrupted changes and ingests have left in a store and beside it, also what could be resumed."""
+    with user_errors():
+        report = vacuum_store(path)
+        if as_json:
+            print(json.dumps(report.to_dict(), indent=2))
+            return
+        for name in report.removed:
+            out.print(f"removed: {name}", soft_wrap=True, markup=False)
+        out.print(f"ok: {len(report.removed):,} files and folders removed, {size_text(report.nbytes)}", soft_wrap=True)
 
 
 def _print(report: RepairReport) -> None:
