@@ -73,6 +73,19 @@ def verify_store(
     """
     if outdated := _outdated(directory, manifest):
         return VerifyReport(1, 0, 0, (outdated,))
+    try:
+        report = _verify_all(directory, manifest, progress, deep)
+    except ShardStoreError:
+        if not (outdated := _outdated(directory, manifest)):
+            raise
+    else:
+        outdated = _outdated(directory, manifest)
+    if outdated:  # meanwhile, so that what was found may be no damage
+        return VerifyReport(1, 0, 0, (outdated,))
+    return report
+
+
+def _verify_all(directory: Directory, manifest: Manifest, progress: bool | None, deep: bool) -> VerifyReport:
     damages = [*_group_damages(directory, manifest), *metadata_damages(directory, manifest)]
     shards = [(entry, shard) for entry in manifest.arrays for shard in range(len(entry.nbytes))]
     total = sum(column.stored_nbytes for column in manifest.columns.values())
@@ -82,8 +95,6 @@ def verify_store(
             return verify_shard(directory, *job, deep, advance)
 
         results = list(executor.map(verify, shards))
-    if outdated := _outdated(directory, manifest):  # meanwhile, so that what was found may be no damage
-        return VerifyReport(1, 0, 0, (outdated,))
     damages += [damage for result in results for damage in result.damages]
     if not damages:  # of bytes that were not written so, nothing more needs to be said
         for column in manifest.columns.values():

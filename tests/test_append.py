@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from stores import CODECS, save_dumps
 
 import shardstore
+import shardstore.verify
 
 # With these sizes a chunk of x has 4 rows and a shard 16.
 SIZES = {"shard_bytes": 64, "chunk_bytes": 16}
@@ -256,6 +257,28 @@ def test_damage_is_neither_healed_nor_hidden_by_an_append(tmp_path: Path) -> Non
     with pytest.raises(shardstore.CorruptionError, match="x/c/0, chunk 3"):
         write_x(store, np.arange(2), "append")
     assert shard_files(store) == before
+
+
+@pytest.mark.parametrize("part", ["metadata_damages", "verify_shard", "range_damages", "content_damages"])
+def test_an_append_during_a_verification_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Whenever it comes: before each of the things that are looked at."""
+    store, columns = tmp_path / "s", table(12)
+    write(store, {name: values[:5] for name, values in columns.items()})
+    look, appended = getattr(shardstore.verify, part), []
+
+    def append_first(*arguments: Any) -> Any:
+        if not appended:
+            appended.append(True)
+            write(store, {name: values[5:] for name, values in columns.items()}, "append")
+        return look(*arguments)
+
+    monkeypatch.setattr(shardstore.verify, part, append_first)
+    opened = shardstore.open(store)
+    (damage,) = opened.verify(progress=False, deep=True).damages
+    assert "changed since it was opened (generation 2, opened as generation 1); open it again" in damage.reason
+    assert opened.refresh().verify(progress=False, deep=True).ok
 
 
 def test_streams_go_on_with_the_rows_that_they_have(tmp_path: Path) -> None:

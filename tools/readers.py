@@ -251,7 +251,7 @@ def reading(path: Path, story: Story) -> Role:
     """Return the role of a `Reader`."""
 
     def role(choose: random.Random, tally: Tally) -> Callable[[], None]:
-        os.nice(15)  # or, of hundreds of processes, the writer would get a hundredth of the time
+        os.nice(10)  # or, of hundreds of processes, the writer would get a hundredth of the time
         reader = Reader(path, story, choose, tally)
 
         def act() -> None:
