@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shardstore import files
-from shardstore.changes.writelock import store_lock
+from shardstore.changes.writelock import LOCK_FILE, store_lock
 from shardstore.columns import NOTHING, ColumnStart
 from shardstore.entries import ColumnEntry
 from shardstore.errors import DestinationError, FormatError, LockedError
@@ -171,6 +171,11 @@ def _new_directory(destination: Path, held: ExitStack) -> Path:
                 held.enter_context(store_lock(directory))
         except FormatError:
             continue  # somebody who cleans up took it for one that is left
+        except OSError as error:
+            if error.errno != errno.ENOLCK:
+                raise
+            # Where there are no locks, nobody takes a build for a dead one.
+            (directory / LOCK_FILE).unlink(missing_ok=True)
         return directory
 
 
@@ -190,6 +195,10 @@ def _left_behind(destination: Path, resume: bool, held: ExitStack) -> Path | Non
                     raise LockedError(
                         f"{destination} is being built already, so there is nothing to resume; {error}"
                     ) from None
+                continue
+            except OSError as error:
+                if error.errno != errno.ENOLCK:
+                    raise
                 continue
             if resume and resumed is None and read_journal(path) is not None:
                 held.push(lock.pop_all())

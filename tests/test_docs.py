@@ -74,3 +74,16 @@ def test_every_guarantee_names_a_test() -> None:
     rows = re.findall(r"^\| \*\*(\d)\. .*? \| (.*) \|$", (ROOT / "docs/order.md").read_text(), re.MULTILINE)
     assert [number for number, _ in rows] == [str(number) for number in range(1, 9)]
     assert all("::test_" in tests for _, tests in rows)
+
+
+def test_every_promise_has_a_test_and_a_command() -> None:
+    page = (ROOT / "docs/reliability.md").read_text()
+    tests = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", page)
+    assert len(tests) > 30
+    for file, name in tests:
+        source = (ROOT / file).read_text()
+        assert not name or re.search(rf"def {name}\(", source), f"{file}::{name}"
+    commands = re.findall(r"`(?:\w+=\w+ )?python (?:-m )?((?:tools|benchmarks)[./]\w+)(?:\.py)?[ `]", page)
+    assert len(commands) > 10
+    for command in commands:
+        assert (ROOT / f"{command.replace('.', '/')}.py").exists(), command

@@ -132,9 +132,8 @@ class Addition:
         except BaseException as error:
             if self._writer is not None:
                 self._writer.__exit__(None, None, None)
-            is_useless = self._name not in self._change.manifest.columns and (
-                not self._kept or isinstance(error, SchemaError)
-            )
+            is_missing = self._change.settled and self._name not in self._change.manifest.columns
+            is_useless = is_missing and (not self._kept or isinstance(error, SchemaError))
             if self._owns_folder and is_useless and os.getpid() == self._process:  # not a child that the rows forked
                 shutil.rmtree(self._change.folder(self._name), ignore_errors=True)
             raise

@@ -102,7 +102,7 @@ def appending(store: Path) -> Iterator[Growth]:
         finally:
             # The error that ends an append is worth more than one of cleaning up, which the next writer does again.
             with suppress(OSError):
-                if os.getpid() == process:  # a child of a fork may leave here, too
+                if change.settled and os.getpid() == process:  # a child of a fork may leave here, too
                     remove_leftovers(store, change.manifest)
 
 

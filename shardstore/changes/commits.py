@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from shardstore.building import explained_errors
 from shardstore.changes.leftovers import finish_commit, is_left_over, remove, remove_leftovers, unfinished_columns
 from shardstore.changes.writelock import store_lock
 from shardstore.entries import STATISTICS, ArrayEntry, ColumnEntry
-from shardstore.errors import DestinationError, FormatError, SchemaError
+from shardstore.errors import DestinationError, FormatError, SchemaError, ShardStoreError
 from shardstore.journals import remove_journal
 from shardstore.manifest import METADATA_FILE, Manifest, encode_document, load_manifest
 from shardstore.schema import check_different, check_name
@@ -65,11 +65,14 @@ class Change:
     Attributes:
         path: the store's directory.
         manifest: the store as it is now: not as somebody opened it earlier, and after each commit the new one.
+        settled: whether that is known. Where it is not, nothing may be removed: a commit was interrupted, and whether
+            it took place could not be read.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self.settled = True
 
     def commit(self, columns: Mapping[str, ColumnEntry], new: Sequence[str] = ()) -> None:
         """Make these the store's columns, in this order.
@@ -103,7 +106,11 @@ class Change:
             for one, other in zip(old.arrays, new.arrays, strict=True):
                 self._sync_new(one, other)
         self._commit(before.grown(rows, entries, provenance))
-        finish_commit(self.path, self.manifest)
+        try:
+            finish_commit(self.path, self.manifest)
+        except PermissionError:
+            if os.name != "nt":  # there, files that somebody reads keep their names; the next writer sees to it
+                raise
         for folder in unfinished_columns(
             self.path, self.manifest
         ):  # nobody can go on with those: they are of fewer rows
@@ -123,8 +130,17 @@ class Change:
 
     def _commit(self, manifest: Manifest) -> None:
         files.fsync_directory(self.path)
-        files.write_file(self.path / METADATA_FILE, manifest.encode())
-        self.manifest = manifest
+        self.settled = False
+        try:
+            files.write_file(self.path / METADATA_FILE, manifest.encode())
+            self.manifest = manifest
+        except BaseException:
+            # An interrupt, or an error of a file system behind a network, may also come when the name is changed.
+            with suppress(OSError, ShardStoreError):
+                self.manifest = load_manifest(self.path)[1]
+                self.settled = True
+            raise
+        self.settled = True
         files.fsync_directory(self.path)
 
     def folder(self, name: str) -> Path:
@@ -185,7 +201,7 @@ class Change:
             self._forget(old)
             self.commit({**columns, new: renamed}, [new])
         except BaseException:
-            if new not in self.manifest.columns:
+            if self.settled and new not in self.manifest.columns:
                 shutil.rmtree(folder, ignore_errors=True)  # what failed says why; the rest means nothing
             raise
         self._remove(old)
