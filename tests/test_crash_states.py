@@ -32,6 +32,16 @@ def column(rows: int, kind: str, seed: int) -> Any:
     return draws.integers(0, 9, (rows, 3) if kind == "wide" else rows)
 
 
+def kind_of(rows: Any) -> str:
+    """Return the kind of a column's rows."""
+    return "texts" if isinstance(rows, list) else "wide" if rows.ndim == 2 else "numbers"
+
+
+def joined(first: Any, second: Any) -> Any:
+    """Return the rows of both."""
+    return first + second if isinstance(first, list) else np.concatenate([first, second])
+
+
 kinds = st.sampled_from(["numbers", "wide", "texts"])
 
 
@@ -69,7 +79,7 @@ class CrashingStore(RuleBasedStateMachine):
         self.seed += 1
         return column(self.rows if rows is None else rows, kind, self.seed)
 
-    @rule(rows=row_counts, kind=kinds, codec=codecs, fault=faults)
+    @rule(rows=row_counts, kind=kinds, codec=codecs, fault=st.none() | faults)
     def create(self, rows: int, kind: str, codec: str, fault: tuple[str, int] | None) -> None:
         first, second = self.fresh("numbers", rows), self.fresh(kind, rows)
         types: Any = {"b": "utf8"} if kind == "texts" else None
@@ -81,7 +91,22 @@ class CrashingStore(RuleBasedStateMachine):
                     writer.append({"a": first[start : start + 5], "b": second[start : start + 5]})
 
         self.change(write, {"a": first, "b": second}, fault)
+        if not fault:
+            assert [path.name for path in self.path.parent.iterdir()] == ["s"]
         self.rows = len(next(iter(self.columns.values()), ()))
+
+    @rule(more=row_counts, fault=faults)
+    def append(self, more: int, fault: tuple[str, int]) -> None:
+        added = {name: self.fresh(kind_of(rows), more) for name, rows in self.columns.items()}
+        new = {name: joined(rows, added[name]) for name, rows in self.columns.items()}
+
+        def write(path: Path) -> None:
+            with shardstore.Writer(path, mode="append") as writer:
+                for start in range(0, more, 5):
+                    writer.append({name: rows[start : start + 5] for name, rows in added.items()})
+
+        self.change(write, new, fault)
+        self.rows = len(next(iter(self.columns.values())))
 
     @rule(name=names, kind=kinds, codec=codecs, computed=st.booleans(), fault=faults)
     def add(self, name: str, kind: str, codec: str, computed: bool, fault: tuple[str, int]) -> None:

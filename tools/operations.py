@@ -40,8 +40,9 @@ class Operation:
         between: what else it may hold if it is interrupted: an operation may have several commits.
         again: whether it can be done again once it is done; what it gives is the same.
         optional: whether it may leave the store as it was without an error: it gives its results all the same.
-        keeps: a folder of the store in which it may leave finished work, for the next call to go on with.
+        keeps: how names of finished work begin that it may leave, for the next call to go on with.
         store: where the store is, in the folder.
+        codec: of the store that it changes.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Operation:
     optional: bool = False
     keeps: str | None = None
     store: str = STORE
+    codec: str = "raw"
 
 
 def state_of(columns: Mapping[str, Any], statistics: Mapping[str, Any] | None = None) -> State:
@@ -96,13 +98,14 @@ T = ["ä" * (7 * i % 11) + str(i) for i in range(ROWS)]
 R = [[i] * (i % 5) for i in range(ROWS)]
 BASE = {"x": X, "y": Y, "t": T}
 OTHER = {"x": X[::-1].copy(), "y": Y + 100, "t": T[::-1]}
+MORE = {name: [*rows, *rows] if name == "t" else np.concatenate([rows, rows]) for name, rows in BASE.items()}
 TRIPLE = Y * 3
 WORDS = [str(i) * (i % 5) for i in range(ROWS)]
 
 
-def make_base(folder: Path) -> None:
+def make_base(folder: Path, codec: str = "raw") -> None:
     """Write the store that others change."""
-    with shardstore.Writer(folder / STORE, **CUT) as writer:
+    with shardstore.Writer(folder / STORE, codec=codec, **CUT) as writer:
         writer.append({"x": X, "y": Y, "t": T})
 
 
@@ -142,9 +145,17 @@ def _rows(rows: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _write(path: Path, rows: Mapping[str, Any], **options: Any) -> None:
-    with shardstore.Writer(path, **CUT, **options) as writer:
+    cut = {} if options.get("mode") == "append" else CUT
+    with shardstore.Writer(path, **cut, **options) as writer:
         for block in _blocks(rows, 13):
             writer.append(block)
+
+
+def _go_on_writing(path: Path, rows: Mapping[str, Any]) -> None:
+    """Write what of some rows an interrupted call has not written yet."""
+    with shardstore.Writer(path, mode="resume", **CUT) as writer:
+        for start in range(writer.num_rows, ROWS, 5):
+            writer.append({name: found[start : start + 5] for name, found in rows.items()})
 
 
 def _without_exchange(run: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -234,13 +245,45 @@ def operations(sources: Path) -> list[Operation]:
             state_of({**BASE, "r": R}),
             again=True,
         ),
+        *(
+            Operation(
+                f"append by a Writer, {codec}",
+                lambda folder: _write(folder / STORE, base, mode="append"),
+                old,
+                state_of(MORE),
+                codec=codec,
+            )
+            for codec in ("raw", "zstd")
+        ),
+        Operation(
+            "append from files",
+            lambda folder: shardstore.ingest(
+                {name: dumps[name] for name in BASE}, folder / STORE, workers=1, mode="append"
+            ),
+            old,
+            state_of(MORE),
+        ),
+        Operation(
+            "create from files, or go on",
+            lambda folder: shardstore.ingest(dumps, folder / STORE, workers=1, mode="resume", **CUT),
+            None,
+            state_of({**BASE, "r": R}),
+            keeps=f"{STORE}.partial-",
+        ),
+        Operation(
+            "create by a Writer, or go on",
+            lambda folder: _go_on_writing(folder / STORE, base),
+            None,
+            state_of(BASE),
+            keeps=f"{STORE}.partial-",
+        ),
         Operation(
             "add a computed column",
             changed(lambda store: store.add_column("new", _triple, **computed)),
             old,
             state_of({**BASE, "new": TRIPLE}),
             again=True,
-            keeps="new",
+            keeps=f"{STORE}/new",
         ),
         Operation(
             "add a computed ragged column",
@@ -248,7 +291,7 @@ def operations(sources: Path) -> list[Operation]:
             old,
             state_of({**BASE, "new": WORDS}),
             again=True,
-            keeps="new",
+            keeps=f"{STORE}/new",
         ),
         Operation(
             "add an array",

@@ -43,7 +43,7 @@ def calls_seen_and_traced(folder: Path) -> tuple[dict[str, Counter[str]], dict[s
     for number, operation in enumerate(found):
         _place(folder, number).mkdir(parents=True)
         if operation.old is not None:
-            make_base(_place(folder, number))
+            make_base(_place(folder, number), operation.codec)
     calls = ",".join(f"?{call}" for call in _NAMES)  # "?": which a system need not have
     command = ["strace", "-ff", "-y", "-s", "0", "-o", str(folder / "trace"), "-e", f"trace={calls}"]
     run = [sys.executable, "-m", "tools.tracing", str(folder)]

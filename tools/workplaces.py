@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,7 +41,7 @@ class Workplace:
         self._template = folder / "template"
         self._template.mkdir()
         if operation.old is not None:
-            make_base(self._template)
+            make_base(self._template, operation.codec)
         self._before = _bytes_below(self._template)
         self._old_names = names_below(self._template)
         self.reset()
@@ -79,8 +78,8 @@ class Workplace:
 
     def check_cleared(self, where: str) -> None:
         """Check that a failure has left no file but what the next call goes on with."""
-        kept = f"{self.operation.store}/{self.operation.keeps}/"
-        names = {name for name in names_below(self.work) if not f"{name}/".startswith(kept)}
+        keeps = self.operation.keeps
+        names = {name for name in names_below(self.work) if keeps is None or not name.startswith(keeps)}
         if names != self._old_names:
             raise WrongError(f"{where}: an error left files: {sorted(names ^ self._old_names)}")
 
@@ -96,7 +95,7 @@ class Workplace:
         except Exception as error:
             raise WrongError(f"{where}: the next writer fails: {error!r}") from error
         self.check_new(f"{where}, and done again")
-        names = {name for name in names_below(self.work) if not _is_dead_build(name)}
+        names = names_below(self.work)
         if names != self._new_names:
             left, missing = sorted(names - self._new_names), sorted(self._new_names - names)
             raise WrongError(f"{where}, and done again: too many files: {left}; missing files: {missing}")
@@ -129,10 +128,6 @@ def _change_something(path: Path) -> None:
 
 
 def _do_nothing(descriptor: int) -> None: ...
-
-
-def _is_dead_build(name: str) -> bool:
-    return re.search(r"(^|/)s\.(partial|replaced)-", name) is not None
 
 
 def _bytes_below(folder: Path) -> dict[str, bytes]:
