@@ -108,11 +108,11 @@ def check_destination(destination: Path, mode: Mode) -> None:
             if mode == "append":
                 raise DestinationError(f"{destination}: there is no store to append to; create it first")
             return
-    if mode == "resume":
+    if mode == "resume" and destination.is_dir():
         raise DestinationError(f"{destination} exists already, so there is nothing to resume: it is complete")
-    if mode == "create":
+    if mode in ("create", "resume"):
         raise _exists(destination)
-    if destination.is_symlink() or not destination.is_dir():
+    if (mode == "overwrite" and destination.is_symlink()) or not destination.is_dir():
         raise DestinationError(f"{destination}: not a directory; {mode} is only for a shardstore store")
     with explained_errors(destination), store_lock(destination):
         pass  # better said now than after an ingest of hours

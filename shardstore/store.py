@@ -198,10 +198,11 @@ class Store(Table):
         try:
             self._files.check_open()
             with changing(self._files.absolute_path, self._files.store_id) as change:
+                is_newest = change.manifest.generation == manifest.generation
                 kept = keep_statistics(change, found, manifest)
-            if kept:
+            if kept and is_newest:
                 self._renew(self._files.renewed())
-            else:
+            else:  # of other rows or columns than the store has now, which this object does not go on to
                 self._stats |= found
         except (DestinationError, LockedError) as error:
             _log.info("statistics are not kept: %s", error)

@@ -48,6 +48,10 @@ class VerifyReport:
         return {"ok": self.ok, **asdict(self)}
 
 
+# So often is a store verified that others change meanwhile.
+_TRIES = 5
+
+
 @dataclass(frozen=True)
 class ShardResult:
     """What a verification found in one shard file.
@@ -69,20 +73,33 @@ def verify_store(
     """Check the metadata of all arrays, of every shard file its size, its footer and each chunk, and all ranges.
 
     If it is to be `deep`, also whether compressed chunks decode, and whether what columns hold is what their types say.
-    A store that was replaced or changed since the manifest was read is only said to be: its files are others now.
+    Of a store that was changed since the manifest was read, what is there now is checked, and again if it is changed
+    meanwhile and not all was right. A store that was replaced is only said to be.
     """
-    if outdated := _outdated(directory, manifest):
-        return VerifyReport(1, 0, 0, (outdated,))
+    for _ in range(_TRIES):
+        if directory.outdated:
+            return VerifyReport(1, 0, 0, (Damage(METADATA_FILE, f"{directory.outdated}; open it again"),))
+        manifest = _latest(directory, manifest)
+        try:
+            report = _verify_all(directory, manifest, progress, deep)
+        except ShardStoreError:
+            if _latest(directory, manifest) is manifest:
+                raise
+            continue
+        if report.ok or (_latest(directory, manifest) is manifest and not directory.outdated):
+            return report
+    reason = f"the store was changed each of {_TRIES} times while it was verified; wait until nobody changes it"
+    return VerifyReport(1, 0, 0, (Damage(METADATA_FILE, reason),))
+
+
+def _latest(directory: Directory, manifest: Manifest) -> Manifest:
+    """Return the manifest on disk if it is a later one of the same store."""
     try:
-        report = _verify_all(directory, manifest, progress, deep)
-    except ShardStoreError:
-        if not (outdated := _outdated(directory, manifest)):
-            raise
-    else:
-        outdated = _outdated(directory, manifest)
-    if outdated:  # meanwhile, so that what was found may be no damage
-        return VerifyReport(1, 0, 0, (outdated,))
-    return report
+        found = read_manifest(directory)
+    except (FormatError, CorruptionError):
+        return manifest  # which is damage
+    is_later = found.store_id == manifest.store_id and found.generation != manifest.generation
+    return found if is_later else manifest
 
 
 def _verify_all(directory: Directory, manifest: Manifest, progress: bool | None, deep: bool) -> VerifyReport:
@@ -107,23 +124,6 @@ def _verify_all(directory: Directory, manifest: Manifest, progress: bool | None,
         chunks=sum(result.chunks for result in results),
         nbytes=sum(result.nbytes for result in results),
         damages=tuple(damages),
-    )
-
-
-def _outdated(directory: Directory, manifest: Manifest) -> Damage | None:
-    """Return that the store is no longer the one that was opened, if so."""
-    if directory.outdated:
-        return Damage(METADATA_FILE, f"{directory.outdated}; open it again")
-    try:
-        found = read_manifest(directory)
-    except (FormatError, CorruptionError):
-        return None  # which is damage
-    if found.store_id != manifest.store_id or found.generation == manifest.generation:
-        return None
-    return Damage(
-        METADATA_FILE,
-        f"the store was changed since it was opened (generation {found.generation}, opened as generation "
-        f"{manifest.generation}); open it again",
     )
 
 

@@ -57,6 +57,11 @@ def others(folder: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "file").write_text("somebody's")
     (folder / "s/.hidden").mkdir()
+    for name in ("s/more/values/mine.txt", "s/more/.git/config", "s/dots/.git/c/0", "s/other/c/name", "s/links/c/link"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("somebody's")
+    (folder / "s/links/values").symlink_to(folder / "t.partial-0123abcd")
 
 
 def test_what_nobody_needs_goes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from shardstore.column_types import ColumnType
 from shardstore.columns import ColumnStart
 from shardstore.entries import ColumnEntry
 from shardstore.errors import SchemaError
-from shardstore.schema import ColumnLayout, Field
+from shardstore.schema import ColumnLayout, Field, parse_bytes
 from shardstore.version import __version__
 
 
@@ -56,6 +56,12 @@ class Growth:
         Raises:
             SchemaError: if columns of new rows, or a codec that is asked for, are not those of the store.
         """
+        parse_bytes(shard_bytes)
+        if chunk_bytes is not None:
+            parse_bytes(chunk_bytes)
+        for name in () if isinstance(codec, str) else codec:
+            if name not in self.fields:
+                raise SchemaError(f"a codec is given for column {name!r}, but the columns are {', '.join(self.fields)}")
         found = {field.name: field for field in fields}
         if found.keys() != self.fields.keys():
             raise SchemaError(

@@ -7,6 +7,7 @@ when their names are needed. Nothing that a manifest leads to is ever written ag
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ from shardstore.zarr_documents import column_documents
 
 # A column that is to replace another one has this before its name while it is made, and as a key of its `extra`.
 REPLACING = "_replacing_"
+
+
+_log = logging.getLogger("shardstore")
 
 
 @contextmanager
@@ -106,11 +110,13 @@ class Change:
             for one, other in zip(old.arrays, new.arrays, strict=True):
                 self._sync_new(one, other)
         self._commit(before.grown(rows, entries, provenance))
+        generation = self.manifest.generation
         try:
             finish_commit(self.path, self.manifest)
-        except PermissionError:
-            if os.name != "nt":  # there, files that somebody reads keep their names; the next writer sees to it
-                raise
+        except OSError as error:  # the rows are in, and who hears otherwise would append them again
+            _log.warning(
+                "%s: generation %s is committed; the next writer finishes it (%s)", self.path, generation, error
+            )
         for folder in unfinished_columns(
             self.path, self.manifest
         ):  # nobody can go on with those: they are of fewer rows

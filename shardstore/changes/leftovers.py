@@ -6,6 +6,7 @@ Whoever changes the store next sees to both, under its lock. Readers need neithe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from shardstore.journals import JOURNAL_FILE
 from shardstore.manifest import METADATA_FILE, Manifest, encode_document
 
 # What a column's folder has; anything else was put there by somebody else.
-_FOLDER_NAMES = frozenset((METADATA_FILE, JOURNAL_FILE, "c", "values", "ranges"))
+_FILES = frozenset((METADATA_FILE, JOURNAL_FILE))
+_FOLDERS = frozenset(("c", "values", "ranges"))
+_UNFINISHED = re.compile(r"\.+([0-9]+|zarr\.json|journal\.json)\.(partial(-[0-9a-f]{8})?|tail-[0-9]+(\.partial)?)")
 
 
 def finish_commit(store: Path, manifest: Manifest) -> None:
@@ -93,8 +96,18 @@ def _other_folders(store: Path, manifest: Manifest) -> list[Path]:
 
 
 def is_left_over(folder: Path) -> bool:
-    """Whether a folder has nothing that a column would not leave behind."""
-    return all(name in _FOLDER_NAMES or name.startswith(".") for name in os.listdir(folder))
+    """Whether a folder has nothing that a column would not leave behind, or nothing at all."""
+    for parent, folders, names in os.walk(folder):
+        inside = Path(parent).relative_to(folder).parts
+        # Within "c", or "values/c" and "ranges/c", only numbers have names.
+        is_shards = "c" in inside
+        if any(Path(parent, name).is_symlink() for name in folders):
+            return False
+        if not all(name.isdecimal() if is_shards else name in _FOLDERS for name in folders):
+            return False
+        if not all((name.isdecimal() and is_shards) or name in _FILES or _UNFINISHED.fullmatch(name) for name in names):
+            return False
+    return True
 
 
 def is_dead_column(folder: Path) -> bool:
