@@ -211,7 +211,7 @@ def _copy(inputs: Inputs, how: _How) -> None:
             explained_errors(how.destination, target.kept),
         ):
             if isinstance(target, Build):
-                tasks = resumed_tasks(target.directory, tasks, target.resumed)
+                tasks = resumed_tasks(target.directory, layouts, tasks, target.resumed)
             done = run_tasks(tasks, how.workers, advance)
         written: dict[str, list[tuple[Task, Done]]] = {name: [] for name in layouts}
         for (name, _), task in zip(work, tasks, strict=True):

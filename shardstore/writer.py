@@ -121,16 +121,19 @@ class Writer:
             self._write({field.name: contiguous(encoded[field.name], field) for field in fields})
         self._torn = False
 
-    def encode(self, rows: Mapping[str, Any]) -> tuple[dict[str, ColumnEncoder], dict[str, Values]]:
-        """Return rows as they are stored, and what has made them so."""
+    def encode(
+        self, rows: Mapping[str, Any], first_row: int | None = None
+    ) -> tuple[dict[str, ColumnEncoder], dict[str, Values]]:
+        """Return rows as they are stored, and what has made them so; the number of the first one is for messages."""
         if self._fields and rows.keys() != self._fields.keys():
             raise SchemaError(f"expected the columns {', '.join(self._fields)}, found {', '.join(rows) or 'none'}")
         for name in self._types:
             if name not in rows:
                 raise SchemaError(f"a type is given for column {name!r}, but the columns are {', '.join(rows)}")
         encoders = self._encoders or {name: ColumnEncoder(name, self._types.get(name)) for name in rows}
+        first = self._rows if first_row is None else first_row
         return encoders, {
-            name: encoders[name].encode(values, self._fields.get(name), self._rows) for name, values in rows.items()
+            name: encoders[name].encode(values, self._fields.get(name), first) for name, values in rows.items()
         }
 
     def _refuse_if_torn(self) -> None:
@@ -184,15 +187,16 @@ class Writer:
             write_progress(self._target.directory, columns)
 
     def _resume(self, directory: Path) -> None:
-        """Go on behind what an interrupted writer has finished, if it was one of the same columns and layouts."""
+        """Go on behind what an interrupted writer has finished; raise `SchemaError` if it was one of other layouts."""
+        assert self._target is not None
         found = read_progress(directory)
         fields = [progress.entry.field for progress in found.values()]
-        assert self._target is not None
-        if not fields or {name: progress.layout for name, progress in found.items()} != self._target.layouts(
-            fields, *self._options
-        ):
-            start_over(directory)
-            return
+        layouts = {name: progress.layout for name, progress in found.items()}
+        if not fields or layouts != self._target.layouts(fields, *self._options):
+            raise SchemaError(
+                f"what is finished of {self._destination} was written in other columns, sizes or codecs than are asked "
+                'for now: resume it with the same arguments, or begin a new one with mode="create"'
+            )
         progress, shards = take_over(directory, found)
         if not shards:
             start_over(directory)

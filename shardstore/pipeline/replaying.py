@@ -25,6 +25,9 @@ class Replay:
         directory: the new store's directory.
         columns: what is there of each column.
         rows: how many rows of it count.
+
+    Attributes:
+        next: the number of the row that comes next.
     """
 
     def __init__(self, directory: Path, columns: Mapping[str, ColumnProgress], rows: int) -> None:
@@ -32,25 +35,25 @@ class Replay:
         self._columns = columns
         self._readers: dict[str, Reader] = {}
         self._shared = Shared()
-        self._next = 0
+        self.next = 0
         self._rows = rows
 
     @property
     def left(self) -> int:
         """How many rows are still to come again."""
-        return self._rows - self._next
+        return self._rows - self.next
 
     def check(self, rows: Mapping[str, Values]) -> None:
         """Compare the next rows, as they are stored; raise `SourceError` if they are not the same."""
         count = len(next(iter(rows.values())))
         for name, values in rows.items():
-            if not self._same(name, values, self._next, self._next + count):
+            if not self._same(name, values, self.next, self.next + count):
                 raise SourceError(
-                    f"rows {self._next:,} to {self._next + count - 1:,}, column {name!r}: not the rows that the "
+                    f"rows {self.next:,} to {self.next + count - 1:,}, column {name!r}: not the rows that the "
                     "interrupted ingest has written there; an ingest is resumed with the same rows, so begin a new one "
                     'with mode="create"'
                 )
-        self._next += count
+        self.next += count
 
     def close(self) -> None:
         """Let go of the files."""

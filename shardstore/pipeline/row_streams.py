@@ -161,7 +161,7 @@ class _Sink:
             self._empty = self._empty or columns
             return None
         try:
-            encoded = self._writer.encode(columns)[1] if self._replay is not None else {}
+            encoded = {} if self._replay is None else self._writer.encode(columns, self._replay.next)[1]
             if not encoded:
                 self._writer.append(columns)
         except (DestinationError, OSError, MemoryError):
