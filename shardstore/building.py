@@ -92,6 +92,9 @@ class Build:
                     files.publish_directory(self.directory, self.destination)
                 except FileExistsError:
                     raise _exists(self.destination) from None
+                # A store whose replacement was killed half-way was kept while nothing had its name.
+                for path in dead_builds(self.destination):
+                    shutil.rmtree(path, ignore_errors=True)
             # Not before: until the store has its name, an interrupted build can be gone on with.
             (self.destination / JOURNAL_FILE).unlink(missing_ok=True)
 

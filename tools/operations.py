@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Operation:
         optional: whether it may leave the store as it was without an error: it gives its results all the same.
         keeps: how names of finished work begin that it may leave, for the next call to go on with.
         store: where the store is, in the folder.
-        codec: of the store that it changes.
+        base: writes the store that it changes.
     """
 
     name: str
@@ -54,7 +55,12 @@ class Operation:
     optional: bool = False
     keeps: str | None = None
     store: str = STORE
-    codec: str = "raw"
+    base: Callable[[Path], None] | None = None
+
+    def prepare(self, folder: Path) -> None:
+        """Write what there is before, into an empty folder."""
+        if self.old is not None:
+            (self.base or make_base)(folder)
 
 
 def state_of(columns: Mapping[str, Any], statistics: Mapping[str, Any] | None = None) -> State:
@@ -87,7 +93,7 @@ def names_below(folder: Path) -> set[str]:
 def _described(rows: Any) -> tuple[Any, ...]:
     if isinstance(rows, np.ndarray):
         return str(rows.dtype), rows.shape, rows.tobytes()
-    return ("ragged", *(row if isinstance(row, str) else tuple(row) for row in rows))
+    return "ragged", *(row if isinstance(row, str) else tuple(row) for row in rows))
 
 
 # The rows
@@ -107,6 +113,22 @@ def make_base(folder: Path, codec: str = "raw") -> None:
     """Write the store that others change."""
     with shardstore.Writer(folder / STORE, codec=codec, **CUT) as writer:
         writer.append({"x": X, "y": Y, "t": T})
+
+
+def make_compressed(folder: Path) -> None:
+    """Write the same, compressed."""
+    make_base(folder, "zstd")
+
+
+def make_littered(folder: Path) -> None:
+    """Write the same, with what killed writers may leave in it and beside it."""
+    make_base(folder)
+    store = folder / STORE
+    shutil.copytree(store / "x", store / "dropped")
+    shutil.copytree(store / "y", store / "unfinished")
+    (store / "unfinished" / "journal.json").write_text("{}")
+    shutil.copytree(store / "y", folder / f"{STORE}.partial-0123abcd" / "y")
+    (store / ".zarr.json.partial-0123abcd").write_text("{")
 
 
 def make_sources(folder: Path) -> None:
@@ -251,9 +273,9 @@ def operations(sources: Path) -> list[Operation]:
                 lambda folder: _write(folder / STORE, base, mode="append"),
                 old,
                 state_of(MORE),
-                codec=codec,
+                base=make,
             )
-            for codec in ("raw", "zstd")
+            for codec, make in (("raw", make_base), ("zstd", make_compressed))
         ),
         Operation(
             "append from files",
@@ -331,6 +353,7 @@ def operations(sources: Path) -> list[Operation]:
             between=(state_of(replaced), state_of({name: replaced[name] for name in ("x", "t", "_replacing_y")})),
             again=True,
         ),
+        Operation("vacuum", changed(lambda store: store.vacuum()), old, old, again=True, base=make_littered),
         Operation(
             "compute statistics",
             changed(lambda store: store.compute_stats()),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tools.operations import Operation, make_base, make_sources, operations
+from tools.operations import Operation, make_sources, operations
 from tools.watching import Call, Watch
 
 # By the name of a call, the calls of Linux that do the same.
@@ -42,8 +42,7 @@ def calls_seen_and_traced(folder: Path) -> tuple[dict[str, Counter[str]], dict[s
     found = operations(folder / "sources")
     for number, operation in enumerate(found):
         _place(folder, number).mkdir(parents=True)
-        if operation.old is not None:
-            make_base(_place(folder, number), operation.codec)
+        operation.prepare(_place(folder, number))
     calls = ",".join(f"?{call}" for call in _NAMES)  # "?": which a system need not have
     command = ["strace", "-ff", "-y", "-s", "0", "-o", str(folder / "trace"), "-e", f"trace={calls}"]
     run = [sys.executable, "-m", "tools.tracing", str(folder)]

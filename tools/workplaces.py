@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 
 import shardstore
-from tools.operations import Operation, make_base, names_below, state_at
+from tools.operations import Operation, names_below, state_at
 
 
 class WrongError(AssertionError):
@@ -40,8 +40,7 @@ class Workplace:
         self._copy = copy
         self._template = folder / "template"
         self._template.mkdir()
-        if operation.old is not None:
-            make_base(self._template, operation.codec)
+        operation.prepare(self._template)
         self._before = _bytes_below(self._template)
         self._old_names = names_below(self._template)
         self.reset()
