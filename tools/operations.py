@@ -93,7 +93,7 @@ def names_below(folder: Path) -> set[str]:
 def _described(rows: Any) -> tuple[Any, ...]:
     if isinstance(rows, np.ndarray):
         return str(rows.dtype), rows.shape, rows.tobytes()
-    return "ragged", *(row if isinstance(row, str) else tuple(row) for row in rows))
+    return ("ragged", *(row if isinstance(row, str) else tuple(row) for row in rows))
 
 
 # The rows
