@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -130,6 +131,7 @@ def main() -> None:
     if options.prove:
         prove()
         return
+    logging.disable()  # what is said of each commit that the next writer finishes
     total = Tally()
     with scratch() as folder:
         make_sources(folder / "sources")
