@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ class Tally:
         role: what it was there for.
         counts: how often it did what.
         states: what it has seen, each once.
-        first: when it had done something for the first time; seconds that all processes count alike.
-        last: when it was about to do something for the last time.
+        first: when it was ready; seconds that all processes count alike.
+        last: when it had done something for the last time.
         error: what went wrong; empty if nothing did.
     """
 
@@ -39,7 +39,7 @@ class Tally:
     error: str = ""
 
 
-# Is given what it chooses by and where it counts; returns what is done over and over.
+# Makes ready, given what it chooses by and where it counts; returns what is done over and over.
 Role = Callable[[random.Random, Tally], Callable[[], object]]
 
 
@@ -52,6 +52,8 @@ class Crowd:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._gate, self._opener = os.pipe()
+        self._told, self._tell = os.pipe()
+        self._parent = os.getpid()
         self._roles: dict[int, str] = {}
         self._killed = 0
         self._answers = tempfile.TemporaryDirectory()
@@ -65,11 +67,15 @@ class Crowd:
             self.kill(child)
         if not self.end:
             os.close(self._opener)
-        os.close(self._gate)
+        for descriptor in (self._gate, self._told, self._tell):
+            os.close(descriptor)
         self._answers.cleanup()
 
-    def start(self, name: str, role: Role) -> int:
-        """Begin a process; return its number. It waits until the time begins."""
+    def start(self, name: str, role: Role, must: Sequence[str] = ()) -> int:
+        """Begin a process; return its number. It makes ready, and waits until the time begins.
+
+        It goes on until the time is over, and it has counted each of what it `must` do.
+        """
         gc.collect()
         seed = len(self._roles) + self._killed
         with warnings.catch_warnings():
@@ -79,29 +85,37 @@ class Crowd:
             self._roles[child] = name
             return child
         try:
-            if not self.end:
-                os.close(self._opener)
-            os.read(self._gate, 1)
-            self._play(Tally(name), role, random.Random(f"{name} {seed}"))
+            tally = Tally(name)
+            try:
+                self._play(tally, role, random.Random(f"{name} {seed}"), must)
+            except BaseException:
+                tally.error = traceback.format_exc()
+            (Path(self._answers.name) / str(os.getpid())).write_bytes(pickle.dumps(tally))
+            os._exit(0)
         finally:
             os._exit(1)
 
-    def _play(self, tally: Tally, role: Role, choose: random.Random) -> None:
-        end = self.end or time.monotonic() + self._seconds
+    def _play(self, tally: Tally, role: Role, choose: random.Random, must: Sequence[str]) -> None:
         signal.alarm(int(self._seconds) + 600)  # rather than to hang for ever
         try:
             act = role(choose, tally)
-            while (now := time.monotonic()) < end and os.getppid() != 1:
-                tally.last = now
-                act()
-                tally.first = tally.first or time.monotonic()
-        except BaseException:
-            tally.error = traceback.format_exc()
-        (Path(self._answers.name) / str(os.getpid())).write_bytes(pickle.dumps(tally))
-        os._exit(0)
+        finally:
+            os.write(self._tell, b"!")
+        tally.first = tally.last = time.monotonic()
+        if not self.end:
+            os.close(self._opener)
+        os.read(self._gate, 1)
+        end = self.end or time.monotonic() + self._seconds
+        while time.monotonic() < end or not all(tally.counts[what] for what in must):
+            if os.getppid() != self._parent:
+                return  # nobody is left who would ask
+            act()
+            tally.last = time.monotonic()
 
     def begin(self) -> None:
-        """Let the time begin, for all at once; also for those that are started later."""
+        """Wait until all are ready, and let the time begin, for all at once and for those that are started later."""
+        for _ in self._roles:
+            os.read(self._told, 1)
         self.end = time.monotonic() + self._seconds
         os.close(self._opener)
 
@@ -128,7 +142,8 @@ class Crowd:
 
 def at_once(tallies: list[Tally]) -> int:
     """Return how many processes were at it at the same time, at the most."""
-    ends = sorted([(t.first, 1) for t in tallies if t.first] + [(t.last, -1) for t in tallies if t.first])
+    ready = [tally for tally in tallies if tally.first]
+    ends = sorted([(tally.first, 1) for tally in ready] + [(tally.last, -1) for tally in ready])
     now = most = 0
     for _, change in ends:
         now += change

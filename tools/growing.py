@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import shardstore
+from shardstore.manifest import Manifest
 
 BASE = ("x", "wide", "z", "bags", "text")
 SIZES: dict[str, Any] = {"shard_bytes": 1 << 14, "chunk_bytes": 1 << 11}
@@ -175,3 +176,19 @@ def step(path: Path, story: Story) -> State | None:
                 for start, stop in ((state.rows, half), (half, new.rows)):
                     writer.append(rows(start, stop, new))
     return new
+
+
+def is_gone(path: Path, then: Manifest) -> bool:
+    """Whether the store that had this manifest was overwritten, or has lost a column to another change."""
+    now = shardstore.open(path).manifest
+    return now.store_id != then.store_id or any(
+        name not in now.columns or now.columns[name].since != entry.since for name, entry in then.columns.items()
+    )
+
+
+def needless_files(path: Path) -> list[str]:
+    """Return the files of a store that its manifest does not name."""
+    manifest = shardstore.open(path).manifest
+    named = {"zarr.json", *(f"{name}/zarr.json" for name in manifest.documents())}
+    named |= {key for entry in manifest.arrays for key in entry.keys}
+    return sorted({str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()} - named)

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 import shardstore
+from shardstore.manifest import Manifest
 from tools.crowds import Crowd, Role, Tally, at_once, total
-from tools.growing import Numbers, State, Story, begin, check, step
+from tools.growing import Numbers, State, Story, begin, check, is_gone, step
 from tools.workplaces import scratch
 
 _OPTIONS: tuple[dict[str, Any], ...] = ({}, {"verify": "on_read"}, {"access": "streaming", "memory_budget": "64MiB"})
@@ -39,9 +40,10 @@ _BACK = 500
 
 @dataclass
 class Kept:
-    """An open store, and what it must hold; None until somebody has looked."""
+    """An open store, its manifest, and what it must hold; None until somebody has looked."""
 
     store: shardstore.Store
+    manifest: Manifest
     state: State | None = None
 
 
@@ -68,7 +70,7 @@ class Reader:
     def __call__(self) -> None:
         """Read something, and check it."""
         if not self._kept or self._choose.random() < 0.2:
-            self._keep(Kept(shardstore.open(self._path, **self._choose.choice(_OPTIONS))))
+            self._keep(self._opened())
         kept = self._choose.choice(self._kept)
         (act,) = self._choose.choices([*_ACTS], [*_ACTS.values()])
         self.attempt(kept, lambda: act(self, kept, self._state(kept)))
@@ -78,7 +80,7 @@ class Reader:
         try:
             act()
         except shardstore.FormatError:
-            if not self._is_gone(kept.store):
+            if not self._is_gone(kept.manifest):
                 raise
             self._tally.counts["stores that were gone"] += 1
             self._kept = [other for other in self._kept if other is not kept]
@@ -86,14 +88,12 @@ class Reader:
             return False
         return True
 
-    def _is_gone(self, store: shardstore.Store) -> bool:
-        if not self._story.changes:
-            return False
-        now = shardstore.open(self._path).manifest
-        then = store.manifest
-        return now.store_id != then.store_id or any(
-            name not in now.columns or now.columns[name].since != entry.since for name, entry in then.columns.items()
-        )
+    def _opened(self, generation: int | None = None) -> Kept:
+        store = shardstore.open(self._path, generation=generation, **self._choose.choice(_OPTIONS))
+        return Kept(store, store.manifest)
+
+    def _is_gone(self, then: Manifest) -> bool:
+        return self._story.changes and is_gone(self._path, then)
 
     def _keep(self, kept: Kept) -> None:
         if len(self._kept) >= _MOST_KEPT:
@@ -200,18 +200,15 @@ class Reader:
 
     def _pickle(self, kept: Kept, state: State) -> None:
         copy = pickle.loads(pickle.dumps(kept.store))
-        self._keep(Kept(copy))
+        self._keep(Kept(copy, kept.manifest))  # it has not even looked whether it is there
         assert self._story.changes or self._story.seen(copy) == state
         self._tally.counts["pickles"] += 1
 
     def _earlier(self, kept: Kept, state: State) -> None:
-        newest = shardstore.open(self._path)
-        history = newest.manifest.history
-        first = max(history[0].until if history else 1, newest.generation - _BACK)
-        chosen = self._choose.randint(first, newest.generation)
-        earlier = Kept(newest)
+        newest = shardstore.open(self._path).manifest
+        first = max(newest.history[0].until if newest.history else 1, newest.generation - _BACK)
         try:
-            earlier = Kept(shardstore.open(self._path, generation=chosen, **self._choose.choice(_OPTIONS)))
+            earlier = self._opened(self._choose.randint(first, newest.generation))
         except shardstore.FormatError:
             if not self._is_gone(newest):
                 raise
@@ -222,8 +219,7 @@ class Reader:
 
     def _refresh(self, kept: Kept, state: State) -> None:
         self._paused = [(other, paused) for other, paused in self._paused if other is not kept]
-        kept.store.refresh()
-        kept.state = None
+        kept.manifest, kept.state = kept.store.refresh().manifest, None
         new = self._state(kept)
         assert (new.store, new.generation, new.rows) >= (state.store, state.generation, state.rows), (state, new)
         self._tally.counts["refreshes"] += 1
@@ -253,6 +249,7 @@ def reading(path: Path, story: Story) -> Role:
     def role(choose: random.Random, tally: Tally) -> Callable[[], None]:
         os.nice(10)  # or, of hundreds of processes, the writer would get a hundredth of the time
         reader = Reader(path, story, choose, tally)
+        reader()
 
         def act() -> None:
             reader()
@@ -274,7 +271,7 @@ def writing(path: Path, story: Story) -> Role:
                 check_names_a_writer(error, tally)
                 time.sleep(choose.random() / 50)
                 return
-            tally.counts["states made" if state else "states that another writer has made"] += 1
+            tally.counts["states that another writer has made"] += state is None
 
         return act
 
@@ -282,13 +279,17 @@ def writing(path: Path, story: Story) -> Role:
 
 
 def contending(path: Path) -> Role:
-    """Return the role of a writer that has nothing to write, but takes the lock."""
+    """Return the role of a writer that has nothing to write, but takes the lock, and removes what nobody needs."""
 
     def role(choose: random.Random, tally: Tally) -> Callable[[], None]:
         def act() -> None:
             try:
-                with shardstore.Writer(path, mode="append"):
-                    time.sleep(choose.random() / 200)
+                if choose.random() < 0.2:
+                    removed = shardstore.open(path).vacuum().removed
+                    tally.counts["files and folders of killed writers removed"] += len(removed)
+                else:
+                    with shardstore.Writer(path, mode="append"):
+                        time.sleep(choose.random() / 200)
                 tally.counts["locks taken for nothing"] += 1
             except shardstore.LockedError as error:
                 check_names_a_writer(error, tally)
@@ -351,13 +352,14 @@ class Outcome:
         readers = self.of("reader")
         states = set[Any]().union(*(tally.states for tally in readers))
         each = [len(tally.states) for tally in readers]
+        fewest = min(tally.counts["reads"] for tally in readers)
         counts = total(readers)
         changes = Counter(state.change for state in self.states)
         return [
             f"{at_once(readers)} readers at once (of {len(readers)}); {self.killed} writers killed",
             f"{len(self.states):,} states: {', '.join(f'{name} {count:,}' for name, count in changes.items())}; "
             f"the last one has {self.states[-1].rows:,} rows",
-            f"{len(states):,} states were seen, {min(each)} to {max(each)} by each reader",
+            f"{len(states):,} states were seen, {min(each)} to {max(each)} by each reader, in {fewest:,} reads or more",
             *(f"readers: {name}: {count:,}" for name, count in sorted(counts.items())),
             *(f"writers: {name}: {count:,}" for name, count in sorted(total(self.of("writer")).items())),
             f"errors: {len(self.errors)}",
@@ -380,7 +382,7 @@ def run(path: Path, readers: int, writers: int, seconds: float, changes: bool) -
     killed = 0
     with Crowd(seconds) as crowd:
         for _ in range(readers):
-            crowd.start("reader", reading(path, story))
+            crowd.start("reader", reading(path, story), ["reads"])
         writer = crowd.start("writer", writing(path, story))
         for _ in range(writers - 1):
             crowd.start("writer", contending(path) if changes else writing(path, story))
