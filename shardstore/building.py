@@ -172,7 +172,7 @@ def _new_directory(destination: Path, held: ExitStack) -> Path:
         try:
             if _LOCKS_BUILDS:
                 held.enter_context(store_lock(directory))
-        except FormatError:
+        except (FormatError, LockedError):
             continue  # somebody who cleans up took it for one that is left
         except OSError as error:
             if error.errno != errno.ENOLCK:
@@ -207,7 +207,7 @@ def _left_behind(destination: Path, resume: bool, held: ExitStack) -> Path | Non
                 held.push(lock.pop_all())
                 resumed = path
             else:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)  # that of another user stays, and means nothing
     return resumed
 
 

@@ -96,6 +96,15 @@ class ColumnProgress:
         """Whether rows take any bytes."""
         return bool((self.entry.ranges or self.entry.data).layout.field.row_nbytes)
 
+    def up_to(self, shards: int) -> ColumnProgress:
+        """Return the same with so many shards of rows, and the whole shards of values that these need."""
+        data, ranges, items_at = self.entry.data, self.entry.ranges, self.items_at[:shards]
+        if ranges is None:
+            return replace(self, entry=replace(self.entry, data=_first_shards(data, shards)))
+        needed = data.layout.num_shards((0, *items_at)[shards])
+        entry = replace(self.entry, data=_first_shards(data, needed), ranges=_first_shards(ranges, shards))
+        return ColumnProgress(entry, items_at)
+
     @property
     def keys(self) -> list[str]:
         """The paths of its shard files."""
@@ -126,9 +135,10 @@ def take_over(folder: Path, columns: Mapping[str, ColumnProgress]) -> tuple[dict
     """
     there = {name: progress.verified(folder) for name, progress in columns.items()}
     shards = min((column.shards for column in there.values() if column.has_files), default=0)
-    kept = {JOURNAL_FILE, *(key for column in there.values() for key in column.keys)}
+    cut = {name: column.up_to(shards) if column.has_files else column for name, column in there.items()}
+    kept = {JOURNAL_FILE, *(key for column in cut.values() for key in column.keys)}
     remove_others(folder, kept.__contains__)
-    return there, shards
+    return cut, shards
 
 
 def start_over(folder: Path) -> None:
@@ -146,6 +156,10 @@ def _verified(directory: files.Directory, entry: ArrayEntry) -> ArrayEntry:
             finally:
                 os.close(file.descriptor)
         except (ShardStoreError, OSError):
-            rows = shard * entry.layout.shard_rows
-            return replace(entry, rows=rows, nbytes=entry.nbytes[:shard], footer_crc32c=entry.footer_crc32c[:shard])
+            return _first_shards(entry, shard)
     return entry
+
+
+def _first_shards(entry: ArrayEntry, shards: int) -> ArrayEntry:
+    rows = shards * entry.layout.shard_rows
+    return replace(entry, rows=rows, nbytes=entry.nbytes[:shards], footer_crc32c=entry.footer_crc32c[:shards])

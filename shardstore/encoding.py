@@ -64,6 +64,11 @@ class ColumnEncoder:
         except (ValueError, TypeError, OverflowError) as error:
             raise SchemaError(f"column {self._name!r}, rows from {first_row:,} on: {error}") from None
 
+    def forget(self, known: int) -> None:
+        """Know no more categories than the first ones: rows that came with others were refused."""
+        if self._codes is not None:
+            self._codes = {name: code for name, code in self._codes.items() if code < known}
+
     @property
     def categories(self) -> tuple[str, ...]:
         """The names of a categorical column so far, in the order of their numbers; empty for others."""

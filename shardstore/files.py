@@ -174,10 +174,15 @@ def remove_others(folder: Path, keep: Callable[[str], bool]) -> None:
     """Remove all files below a folder but some, known by their paths in it, and then the folders that are empty."""
     for parent, folders, names in os.walk(folder, topdown=False):
         links = [name for name in folders if Path(parent, name).is_symlink()]  # nothing is written through them
-        for name in [*names, *links]:
-            path = Path(parent, name)
-            if not keep(path.relative_to(folder).as_posix()):
-                path.unlink()
+        removed = [
+            path
+            for path in (Path(parent, name) for name in [*names, *links])
+            if not keep(path.relative_to(folder).as_posix())
+        ]
+        for path in removed:
+            path.unlink()
+        if removed:  # what comes next may rely on it
+            fsync_directory(Path(parent))
         for name in folders:
             with suppress(OSError):  # which is not empty
                 Path(parent, name).rmdir()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from shardstore.access import DEFAULT_ACCESS, Access, AccessOptions, Verification
 from shardstore.errors import DestinationError, LockedError
 from shardstore.manifest import Manifest
+from shardstore.order import check_int
 from shardstore.schema import DEFAULT_SHARD_BYTES
 from shardstore.selection import Selection
 from shardstore.statistics.summary import DEFAULT_BINS, ColumnStatistics
@@ -59,6 +60,8 @@ def open_store(
         FormatError: if there is no store, or one of a later format version, or no such generation.
         CorruptionError: if its manifest is damaged.
     """
+    if generation is not None:
+        generation = check_int("generation", generation)
     store = Store(path, AccessOptions.checked(access, memory_budget, verify), generation)
     store.files.load()  # an error belongs here, not to the first read
     return store

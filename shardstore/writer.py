@@ -106,6 +106,21 @@ class Writer:
         if self._target is None:
             raise ValueError("this Writer is not open: use it in a with statement")
         self._refuse_in_child()
+        known = {name: len(encoder.categories) for name, encoder in self._encoders.items()}
+        try:
+            encoded = self._checked(rows)
+        except BaseException:
+            for name, count in known.items():
+                self._encoders[name].forget(count)
+            raise
+        self._refuse_if_torn()
+        self._torn = True
+        with explained_errors(self._destination, self._target.kept):
+            self._write({name: contiguous(values, self._fields[name]) for name, values in encoded.items()})
+        self._torn = False
+
+    def _checked(self, rows: Mapping[str, Any]) -> dict[str, Values]:
+        """Return rows as they are stored, once it is sure that they fit; the first ones settle the columns."""
         encoders, encoded = self.encode(rows)
         if len({len(values) for values in encoded.values()}) > 1:
             lengths = ", ".join(f"{name!r} has {len(values):,}" for name, values in encoded.items())
@@ -115,11 +130,7 @@ class Writer:
             self._begin(fields)
             self._encoders = encoders
         self._check(fields)
-        self._refuse_if_torn()
-        self._torn = True
-        with explained_errors(self._destination, self._target.kept):
-            self._write({field.name: contiguous(encoded[field.name], field) for field in fields})
-        self._torn = False
+        return encoded
 
     def encode(
         self, rows: Mapping[str, Any], first_row: int | None = None
@@ -244,6 +255,11 @@ class Writer:
             undo.push(self._resources)  # what is open is closed again if this fails
             if isinstance(target, Growth):
                 self._rows = target.rows
+                for name in self._types:
+                    if name not in target.fields:
+                        raise SchemaError(
+                            f"a type is given for column {name!r}, but the columns are {', '.join(target.fields)}"
+                        )
                 self._types = {
                     name: appended_type(field, self._types.get(name)) for name, field in target.fields.items()
                 }

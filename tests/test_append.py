@@ -192,6 +192,7 @@ def test_rows_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     assert_refused(schema, lambda: append(good, codec="zstd"), store, "codec", "raw", "zstd")
     assert_refused(schema, lambda: append(good, codec={"typo": "zstd"}), store, "codec", "typo")
     assert_refused(schema, lambda: append(good, shard_bytes="much"), store, "much")
+    assert_refused(schema, lambda: append(good, types={"typo": "utf8"}), store, "type", "typo")
     assert_refused(schema, lambda: shardstore.ingest(npy, store, mode="append"), store, "x, wide", "data")
     assert_refused(
         shardstore.DestinationError, lambda: shardstore.ingest(npy, tmp_path / "no", mode="append"), store, "no store"
@@ -405,3 +406,46 @@ def test_appending_from_the_command_line(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (2, "error: --append and --resume exclude each other\n")
+
+
+def test_categories_from_files_go_on_with_those_of_the_store(tmp_path: Path) -> None:
+    for number, names in enumerate((["b", "a", "b"], ["a", "c"])):
+        np.save(tmp_path / f"{number}.npy", np.array(names))
+    types: Any = {"data": "categorical"}
+    shardstore.ingest(tmp_path / "0.npy", tmp_path / "s", types=types)
+    store = shardstore.ingest(tmp_path / "1.npy", tmp_path / "s", types=types, mode="append")
+    assert (store.schema["data"].categories, store["data"][:].tolist()) == (("b", "a", "c"), [0, 1, 0, 1, 2])
+    np.save(tmp_path / "2.npy", np.array(["z"]))
+    with pytest.raises(shardstore.SourceError, match="unknown category 'z'"):
+        shardstore.ingest(tmp_path / "2.npy", tmp_path / "s", mode="append")
+
+
+def test_nothing_is_removed_by_an_older_manifest(tmp_path: Path) -> None:
+    """Somebody may put back a copy of zarr.json that is of before the last appends."""
+    store = tmp_path / "s"
+    write_x(store, np.arange(20))
+    older = (store / "zarr.json").read_bytes()
+    write_x(store, np.arange(20, 90), "append")
+    latest, files = (store / "zarr.json").read_bytes(), shard_files(store)
+    (store / "zarr.json").write_bytes(older)
+    changes: Any = (
+        lambda s: s.add_column("y", np.arange(20)),
+        lambda s: s.vacuum(),
+        lambda s: write_x(store, np.arange(3), "append"),
+        lambda s: shardstore.repair(store),
+    )
+    for change in changes:
+        with pytest.raises(shardstore.CorruptionError, match="of an earlier generation than they are"):
+            change(shardstore.open(store))
+        assert shard_files(store) == files
+    assert not shardstore.open(store).verify().ok
+    (store / "zarr.json").write_bytes(latest)
+    assert shardstore.open(store)["x"][:].tolist() == list(range(90))
+    assert shardstore.open(store).verify().ok
+
+
+@pytest.mark.parametrize("generation", [True, 1.0, "1"])
+def test_a_generation_is_a_number(tmp_path: Path, generation: Any) -> None:
+    write_x(tmp_path / "s", np.arange(3))
+    with pytest.raises(TypeError, match="generation is a"):
+        shardstore.open(tmp_path / "s", generation=generation)

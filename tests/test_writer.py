@@ -227,6 +227,17 @@ def test_an_exception_leaves_nothing_new(
     assert tree(tmp_path) == before
 
 
+def test_categories_of_rows_that_are_refused_are_none(tmp_path: Path) -> None:
+    with Writer(tmp_path / "s", types={"k": "categorical"}) as writer:
+        writer.append({"k": ["a"], "x": [1]})
+        for bad in (["no number"], [1.5], [1, 2]):
+            with pytest.raises(SchemaError):
+                writer.append({"k": ["b"], "x": bad})
+        writer.append({"k": ["c", "a"], "x": [2, 3]})
+    store = open_store(tmp_path / "s")
+    assert (store.schema["k"].categories, store["k"][:].tolist()) == (("a", "c"), [0, 1, 0])
+
+
 def test_nothing_stands_at_the_destination_before_the_end(tmp_path: Path) -> None:
     with Writer(tmp_path / "store", **OPTIONS) as writer:
         writer.append(GOOD)

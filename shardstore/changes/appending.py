@@ -126,7 +126,8 @@ def appended_type(field: Field, declared: ColumnType | None = None) -> ColumnTyp
 
 def _fits(found: Field, field: Field) -> bool:
     same = (found.dtype, found.row_shape, found.kind) == (field.dtype, field.row_shape, field.kind)
-    return same and found.categories[: len(field.categories)] == field.categories
+    # An open list is known only once its rows are read: it goes on with those of the store.
+    return same and found.categories[: len(field.categories)] in ((), field.categories)
 
 
 def _joined(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

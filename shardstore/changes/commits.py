@@ -19,7 +19,14 @@ from typing import Any
 
 from shardstore import files
 from shardstore.building import explained_errors
-from shardstore.changes.leftovers import finish_commit, is_left_over, remove, remove_leftovers, unfinished_columns
+from shardstore.changes.leftovers import (
+    finish_commit,
+    is_left_over,
+    remove,
+    remove_leftovers,
+    settle,
+    unfinished_columns,
+)
 from shardstore.changes.writelock import store_lock
 from shardstore.entries import STATISTICS, ArrayEntry, ColumnEntry
 from shardstore.errors import DestinationError, FormatError, SchemaError, ShardStoreError
@@ -58,6 +65,7 @@ def changing(store: Path, store_id: str | None = None) -> Iterator[Change]:
             raise FormatError(
                 f"{store}: expected the store {store_id}, found {manifest.store_id}: it was replaced; open it again"
             )
+        settle(store, manifest)
         finish_commit(store, manifest)
         remove_leftovers(store, manifest)
         yield Change(store, manifest)

@@ -5,6 +5,7 @@ Whoever changes the store next sees to both, under its lock. Readers need neithe
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from shardstore import files
 from shardstore.entries import ArrayEntry, successor_key
+from shardstore.errors import CorruptionError
 from shardstore.journals import JOURNAL_FILE
 from shardstore.manifest import METADATA_FILE, Manifest, encode_document
 
@@ -20,6 +22,47 @@ from shardstore.manifest import METADATA_FILE, Manifest, encode_document
 _FILES = frozenset((METADATA_FILE, JOURNAL_FILE))
 _FOLDERS = frozenset(("c", "values", "ranges"))
 _UNFINISHED = re.compile(r"\.+([0-9]+|zarr\.json|journal\.json)\.(partial(-[0-9a-f]{8})?|tail-[0-9]+(\.partial)?)")
+
+
+def settle(store: Path, manifest: Manifest) -> None:
+    """Make sure that a manifest that was read is the one to go by, before anything is changed or removed.
+
+    Raises:
+        CorruptionError: if the metadata of arrays is of a later generation: somebody has put an older `zarr.json` back.
+    """
+    files.fsync_directory(store)  # who wrote it may have been killed before it was sure to stay
+    if _is_older(store, manifest):
+        raise CorruptionError(
+            f"{store / METADATA_FILE}: lists {manifest.rows:,} rows, the files beside it hold more: it is of an "
+            "earlier generation than they are, and going by it would lose rows; put the latest one back, or move it "
+            "away and run shardstore repair --rebuild-manifest"
+        )
+
+
+def _is_older(store: Path, manifest: Manifest) -> bool:
+    """Whether all arrays have the metadata that follows from a manifest, but some more rows, and files for these."""
+    directory = files.Directory(store)
+    more = False
+    for name, expected in manifest.documents().items():
+        try:
+            found = json.loads(directory.read(f"{name}/{METADATA_FILE}"))
+            if found != expected:
+                rows, listed = found["shape"][0], expected["shape"][0]
+                if {**found, "shape": expected["shape"]} != expected or not rows > listed:
+                    return False
+                more = True
+        except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+            return False  # which a verification finds
+    return more and any(_holds_more(store, entry) for entry in manifest.arrays)
+
+
+def _holds_more(store: Path, entry: ArrayEntry) -> bool:
+    """Whether there is a shard file behind the last one of an array, or this is larger than it should be."""
+    shards = len(entry.nbytes)
+    if (store / entry.layout.shard_key(shards)).exists():
+        return True
+    last = store / entry.layout.shard_key(shards - 1)
+    return bool(shards) and last.exists() and last.stat().st_size > int(entry.nbytes[-1])
 
 
 def finish_commit(store: Path, manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardstore.building import dead_builds, explained_errors
-from shardstore.changes.leftovers import finish_commit, leftovers, remove, unfinished_columns
+from shardstore.changes.leftovers import finish_commit, leftovers, remove, settle, unfinished_columns
 from shardstore.changes.writelock import store_lock
 from shardstore.manifest import load_manifest
 
@@ -46,6 +46,7 @@ def vacuum(store: Path) -> VacuumReport:
     nbytes = 0
     with explained_errors(store, "what was not removed yet is still there"), store_lock(store):
         _, manifest = load_manifest(store)
+        settle(store, manifest)
         finish_commit(store, manifest)
         for path in _needless(store, leftovers(store, manifest) + unfinished_columns(store, manifest)):
             nbytes += _nbytes(path)

@@ -18,7 +18,7 @@ from typing import Any
 
 from shardstore import files
 from shardstore.building import explained_errors
-from shardstore.changes.leftovers import finish_commit, is_dead_column
+from shardstore.changes.leftovers import finish_commit, is_dead_column, settle
 from shardstore.changes.writelock import store_lock
 from shardstore.column_types import ColumnType, TypeLike, parse_type
 from shardstore.damage import Damage
@@ -211,6 +211,7 @@ class _Work:
 
     def _finish_commit(self) -> None:
         """Do what is left to be done behind an append; a file is kept whose successor is damaged."""
+        settle(self._path, self.manifest)
         for entry in self.manifest.arrays:
             if entry.successor is None:
                 continue
