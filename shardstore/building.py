@@ -116,7 +116,8 @@ def check_destination(destination: Path, mode: Mode) -> None:
     if mode in ("create", "resume"):
         raise _exists(destination)
     if (mode == "overwrite" and destination.is_symlink()) or not destination.is_dir():
-        raise DestinationError(f"{destination}: not a directory; {mode} is only for a shardstore store")
+        what = "replaces" if mode == "overwrite" else "goes on with"
+        raise DestinationError(f"{destination}: not a directory; {mode} {what} only a shardstore store")
     with explained_errors(destination), store_lock(destination):
         pass  # better said now than after an ingest of hours
     if any(destination.iterdir()) or mode == "append":

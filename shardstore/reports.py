@@ -122,7 +122,10 @@ def _time_text(dtype: np.dtype[Any], ticks: int, coarse: bool) -> str:
     value = np.array(min(max(ticks, -(2**63) + 1), 2**63 - 1), np.int64).view(dtype)
     if coarse:
         value = value.astype("datetime64[s]")
-    return str(np.datetime_as_string(value)).replace("T", " ").removesuffix(" 00:00:00")
+    try:
+        return str(np.datetime_as_string(value)).replace("T", " ").removesuffix(" 00:00:00")
+    except OverflowError:  # which NumPy does not write as a date
+        return f"{ticks:,} × {np.datetime_data(dtype)[1]} {np.datetime_data(dtype)[0]}"
 
 
 def _plain(found: ColumnStatistics) -> dict[str, Any]:
