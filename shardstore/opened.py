@@ -46,8 +46,16 @@ class OpenedStore:
         columns: Mapping[str, int] | None = None,
         generation: int | None = None,
     ) -> None:
-        self.directory = open_directory(path)
-        self._latest: tuple[Witness | None, Manifest] = self._read()
+        self._latest: tuple[Witness | None, Manifest]
+        while True:
+            self.directory = open_directory(path)
+            try:
+                self._latest = self._read()
+                break
+            except FormatError:
+                # Whoever overwrites a store removes the files of the old one, perhaps of the one that was opened here.
+                if not self.directory.replaced:
+                    raise
         self.whole = self.manifest = self._latest[1]
         if store_id not in (None, self.whole.store_id):
             raise FormatError(

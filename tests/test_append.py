@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from stores import CODECS, save_dumps
 
 import shardstore
+import shardstore.opened
 import shardstore.verify
 
 # With these sizes a chunk of x has 4 rows and a shard 16.
@@ -388,6 +389,23 @@ def test_another_store_is_not_taken_for_a_later_generation(tmp_path: Path) -> No
     write_x(store, np.arange(5), "overwrite")
     with pytest.raises(shardstore.FormatError, match="replaced"):
         opened.refresh()
+
+
+def test_a_store_that_is_overwritten_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory is open, and then empty before its manifest is read."""
+    store = tmp_path / "s"
+    write_x(store, np.arange(5))
+    read, overwritten = shardstore.opened.read_manifest, []
+
+    def overwrite_first(directory: Any) -> Any:
+        if not overwritten:
+            overwritten.append(True)
+            write_x(store, np.arange(7), "overwrite")
+        return read(directory)
+
+    monkeypatch.setattr(shardstore.opened, "read_manifest", overwrite_first)
+    assert shardstore.open(store)["x"][:].tolist() == list(range(7))
+    assert overwritten
 
 
 def test_appending_from_the_command_line(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def thread():
 leaks = {
     "nothing": lambda: None,
     "memory": lambda: kept.append(bytearray(os.urandom(8 << 20))),
-    "descriptors": lambda: [os.open("/dev/null", os.O_RDONLY) for _ in range(20)],
+    "descriptors": lambda: [os.open("/dev/null", os.O_RDONLY) for _ in range(60)],
     "threads": thread,
 }
 found = {}

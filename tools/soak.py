@@ -69,8 +69,8 @@ class Usage:
         )
 
 
-# What may come and go with the stores that are open, and how many files these have at the time.
-_SLACK = Usage(memory=24 << 20, descriptors=60, maps=150, threads=4)
+# What may come and go with the stores that are open, a dozen of a reader, and how many files these have at the time.
+_SLACK = Usage(memory=24 << 20, descriptors=200, maps=300, threads=4)
 _FACTOR = 1.25
 _FEWEST = 8  # samples
 
