@@ -14,7 +14,7 @@ import pytest
 import shardstore
 from tools import crashes, full_disk, operations
 from tools.faults import attempt
-from tools.operations import Operation
+from tools.operations import Operation, named
 from tools.tracing import calls_seen_and_traced
 from tools.workplaces import Workplace, WrongError, scratch
 
@@ -33,11 +33,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder() -> Iterator[Path]:
     with scratch() as path:
         yield path
-
-
-def named(name: str, sources: Path) -> Operation:
-    (found,) = (operation for operation in operations.operations(sources) if operation.name == name)
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import pytest
 
 from tools import lost_writes, operations
 from tools.disks import Choice, Disk
-from tools.operations import Operation
+from tools.operations import named
 from tools.watching import Watch
 from tools.workplaces import WrongError, scratch
 
@@ -27,11 +27,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder() -> Iterator[Path]:
     with scratch() as path:
         yield path
-
-
-def named(name: str, sources: Path) -> Operation:
-    (found,) = (operation for operation in operations.operations(sources) if operation.name == name)
-    return found
 
 
 @pytest.mark.parametrize("name", [operation.name for operation in operations.operations(Path())])

@@ -203,6 +203,12 @@ def _without_links(run: Callable[[Path], object]) -> Callable[[Path], object]:
     return run_without
 
 
+def named(name: str, sources: Path) -> Operation:
+    """Return the operation of a name."""
+    (found,) = (operation for operation in operations(sources) if operation.name == name)
+    return found
+
+
 def operations(sources: Path) -> list[Operation]:
     """Return all operations; those that ingest files take these dumps."""
 

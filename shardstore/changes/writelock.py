@@ -27,8 +27,6 @@ LOCK_FILE = ".lock"
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 # What systems say that lock only files open for writing, or no directories.
 _NO_LOCK = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-# Descriptors of this process that hold a lock.
-_descriptors: set[int] = set()
 
 
 @contextmanager
